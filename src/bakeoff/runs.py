@@ -1,0 +1,235 @@
+"""The run record: the one thing that crosses from running to comparing and reporting.
+
+A run is a folder: `run.json`, `predictions.parquet`, and `model/` when it is kept. Both files are written
+under a temporary name and renamed, so a folder holds a whole record or none. A record is never edited;
+what a table shows is always rebuilt from the folders. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import typing
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from bakeoff.errors import BakeoffError
+
+SCHEMA = 1
+RECORD = "run.json"
+PREDICTIONS = "predictions.parquet"
+MODEL = "model"
+
+Status = Literal["ok", "failed", "oom", "cancelled"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Metric:
+    """A figure on the evaluation split and the direction in which it is better."""
+
+    value: float
+    higher_is_better: bool = True
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Split:
+    """What a split held: rows used of the rows there are, and its lengths in tokens before truncation."""
+
+    rows: int
+    rows_available: int
+    token_quantiles: Mapping[str, int]  # "0.5", "0.95", "1.0" -> tokens
+    share_truncated: float
+    label_counts: Mapping[str, int]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Data:
+    """Which data: `sampled` is True where a split is not the whole official one."""
+
+    task: str
+    source: str  # a Hub id with its revision, a file, a package, or a generator with its settings
+    fingerprint: str  # SHA-256 over the texts and labels used, in order
+    labels: tuple[str, ...]
+    max_length: int
+    sampled: bool
+    splits: Mapping[str, Split]  # "train", "eval"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Model:
+    """Which encoder: where it came from, its sizes, and where the attention was put."""
+
+    base: str
+    base_sha256: str | None
+    family: str
+    attention: str
+    attention_options: Mapping[str, Any]  # all of them, defaults included
+    layers: int  # attention layers that were dispatched to the mechanism
+    parameters: int
+    trainable_parameters: int
+    attention_parameters: int  # in the mechanism's own state
+    share_dense: float  # share of evaluation texts short enough that the pattern is dense attention
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What the run took. Seconds are wall time; memory is the process's peak resident set, or the device's."""
+
+    train_seconds: float
+    train_tokens_per_second: float
+    train_examples_per_second: float
+    eval_seconds: float
+    eval_tokens_per_second: float
+    eval_examples_per_second: float
+    peak_memory_bytes: int
+    attention_flops_per_eval_token: float  # from the mechanism's cost formula at the mean evaluation length
+    how: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunRecord:
+    """Everything known of a run. Failed runs have `error`, and None for what they never reached."""
+
+    id: str
+    status: Status
+    digest: str
+    spec: Mapping[str, Any]  # resolved: no field is left to a default
+    started: str  # ISO 8601, UTC
+    seconds: float
+    environment: Mapping[str, Any]  # versions, git sha, dirty, device, threads, dtype
+    error: str | None = None
+    model: Model | None = None
+    data: Data | None = None
+    metrics: Mapping[str, Metric] = dataclasses.field(default_factory=dict)  # on eval: accuracy, f1, loss
+    train_loss: float | None = None
+    cost: Cost | None = None
+    history: tuple[Mapping[str, float], ...] = ()  # as Trainer logs: step, epoch, loss, eval_accuracy …
+    schema: int = SCHEMA
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return json.loads(json.dumps(dataclasses.asdict(self), default=str))
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> RunRecord:
+        """Read a record of any released schema."""
+        schema = values.get("schema")
+        if not isinstance(schema, int) or not 1 <= schema <= SCHEMA:
+            raise BakeoffError(f"run record schema {schema!r} is unknown here (newest known: {SCHEMA}); update bakeoff.")
+        return typing.cast(RunRecord, _read(cls, values, "record"))
+
+
+def write_json(path: Path, values: Any) -> None:
+    """Write `values` so that a crash leaves the old file or the new one, never a part."""
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        json.dump(values, file, indent=2, ensure_ascii=False)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def save(folder: Path, record: RunRecord) -> None:
+    """Write the record; an earlier attempt that did not end well is kept beside it as `run.<n>.json`."""
+    path = folder / RECORD
+    if path.exists():
+        earlier = sum(1 for _ in folder.glob("run.*.json"))
+        path.replace(folder / f"run.{earlier + 1}.json")
+    write_json(path, record.to_dict())
+
+
+def load(folder: Path) -> RunRecord:
+    """The record in `folder`."""
+    path = folder / RECORD
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BakeoffError(f"{folder} holds no run ({RECORD} is missing).") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise BakeoffError(f"{path}: not a run record ({error}).") from None
+    try:
+        if not isinstance(values, dict):
+            raise BakeoffError("a record is a JSON object.")
+        return RunRecord.from_dict(values)
+    except BakeoffError as error:
+        raise BakeoffError(f"{path}: {error}") from None
+
+
+def find(root: Path) -> Iterator[tuple[Path, RunRecord]]:
+    """Every run below `root` (or `root` itself), by folder name."""
+    if not root.is_dir():
+        raise BakeoffError(f"no such folder: {root}.")
+    for path in sorted(root.rglob(RECORD)):
+        yield path.parent, load(path.parent)
+
+
+@dataclasses.dataclass(frozen=True)
+class Predictions:
+    """One evaluation, row by row: with it every metric is computed anew and runs are compared in pairs."""
+
+    ids: list[int]  # row numbers in the source split, so that samples pair up
+    labels: list[int]
+    logits: list[list[float]]
+    tokens: list[int]  # before truncation
+    texts: list[str]  # the beginning of each text, for showing where mechanisms disagree
+
+    def save(self, folder: Path) -> None:
+        """Write `predictions.parquet` whole or not at all."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        path = folder / PREDICTIONS
+        temporary = path.with_name(path.name + ".tmp")
+        pq.write_table(pa.table(dataclasses.asdict(self)), temporary, compression="zstd")
+        temporary.replace(path)
+
+    @classmethod
+    def load(cls, folder: Path) -> Predictions:
+        """The predictions beside a record."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        path = folder / PREDICTIONS
+        try:
+            return cls(**pq.read_table(path).to_pydict())
+        except FileNotFoundError:
+            raise BakeoffError(f"{folder} holds no {PREDICTIONS}; run it again to have it compared.") from None
+        except (pa.ArrowException, TypeError, OSError) as error:
+            raise BakeoffError(f"{path}: not readable as predictions ({error}).") from None
+
+
+def _read(hint: Any, value: Any, where: str) -> Any:
+    """Build the dataclass named by `hint` from plain JSON values, strictly."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        if not isinstance(value, Mapping):
+            raise BakeoffError(f"{where} must be an object.")
+        hints = typing.get_type_hints(hint)
+        if unknown := value.keys() - hints.keys():
+            raise BakeoffError(f"{where} has unknown fields: {', '.join(sorted(map(str, unknown)))}.")
+        read = {k: _read(hints[k], v, f"{where}.{k}") for k, v in value.items()}
+        try:
+            return hint(**read)
+        except TypeError as error:
+            raise BakeoffError(f"{where}: {error}.") from None
+    if type(None) in args:
+        inner = next(a for a in args if a is not type(None))
+        return None if value is None else _read(inner, value, where)
+    if origin is not None and isinstance(value, dict) and len(args) == 2:
+        return {k: _read(args[1], v, f"{where}.{k}") for k, v in value.items()}
+    if origin is tuple and isinstance(value, list):
+        return tuple(_read(args[0], v, where) for v in value)
+    if origin is Literal:
+        if value not in args:
+            raise BakeoffError(f"{where} must be one of {', '.join(args)}, not {value!r}.")
+        return value
+    if hint is Any:
+        return value
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(hint, type) and isinstance(value, hint):
+        return value
+    raise BakeoffError(f"{where} has the wrong type: {value!r}.")

@@ -1,0 +1,279 @@
+"""What to run: frozen dataclasses, to and from YAML, with a digest that identifies a run.
+
+Names are those of Hugging Face's `TrainingArguments` and `run_glue.py` wherever one exists.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+import json
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Union
+
+import yaml
+
+from bakeoff.errors import BakeoffError, unknown
+
+Option = int | float | bool | str | tuple[int, ...]
+
+#: Fields that say where things lie or how fast they go, and never what the result is.
+_NOT_IDENTITY = frozenset({"output_dir", "data_dir", "save_model", "save_steps", "logging_steps"})
+
+
+@dataclasses.dataclass(frozen=True)
+class AttentionSpec:
+    """A mechanism by name with its options, written `longformer:window=64,global_tokens=1`."""
+
+    name: str
+    options: Mapping[str, Option] = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def parse(cls, value: str | Mapping[str, Any] | AttentionSpec) -> AttentionSpec:
+        """Read `name`, `name:option=value,…`, or a mapping with `name` and the options beside it."""
+        if isinstance(value, AttentionSpec):
+            return value
+        if isinstance(value, Mapping):
+            options = dict(value)
+            name = options.pop("name", None)
+            if not isinstance(name, str):
+                raise BakeoffError("an attention given as a mapping needs a 'name', such as {name: longformer}.")
+            options.update(options.pop("options", None) or {})
+        elif isinstance(value, str):
+            name, _, rest = value.partition(":")
+            options = {}
+            for pair in filter(None, rest.split(",")):
+                key, equals, text = pair.partition("=")
+                if not equals:
+                    raise BakeoffError(
+                        f"attention {value!r}: {pair!r} is not option=value, as in longformer:window=64."
+                    )
+                options[key.strip()] = yaml.safe_load(text)
+        else:
+            raise BakeoffError(f"an attention is a name or a mapping, not {value!r}.")
+        return cls(name.strip(), {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()})
+
+    def __str__(self) -> str:
+        options = ",".join(f"{k}={v}" for k, v in sorted(self.options.items()))
+        return f"{self.name}:{options}" if options else self.name
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunSpec:
+    """One run: a task, an encoder, an attention, and how to train.
+
+    A field left at None takes the task's or the encoder's default when the run is resolved; the run
+    record holds the resolved values.
+    """
+
+    # What to learn from: a task by name, or the user's own files.
+    task: str | None = None
+    train_file: str | None = None
+    eval_file: str | None = None
+    text_columns: tuple[str, ...] = ()
+    label_column: str | None = None
+    data_dir: str | None = None
+    max_train_samples: int | None = None
+    max_eval_samples: int | None = None
+
+    # What learns.
+    model_name_or_path: str = "minilm"
+    attention: AttentionSpec = dataclasses.field(default_factory=lambda: AttentionSpec("dense"))
+    attention_dropout: float = 0.0
+    max_length: int | None = None
+
+    # How: names and meanings of transformers.TrainingArguments.
+    learning_rate: float | None = None
+    per_device_train_batch_size: int = 32
+    per_device_eval_batch_size: int = 64
+    gradient_accumulation_steps: int = 1
+    num_train_epochs: float | None = None
+    weight_decay: float = 0.01
+    warmup_steps: float = 0.06
+    lr_scheduler_type: str = "linear"
+    max_grad_norm: float = 1.0
+    seed: int = 42
+    bf16: bool = False
+    gradient_checkpointing: bool = False
+    logging_steps: int = 20
+    save_steps: int = 200
+
+    # Where.
+    output_dir: str = "runs"
+    save_model: bool = True
+
+    def __post_init__(self) -> None:
+        own = self.train_file is not None or self.eval_file is not None
+        if self.task is None and not own:
+            raise BakeoffError("nothing to learn from: name a task (--task sst2) or files (--train a.csv --eval b.csv).")
+        if self.task is not None and own:
+            raise BakeoffError("a task and own files exclude each other: give --task, or --train and --eval.")
+        if own and not (self.train_file and self.eval_file and self.text_columns and self.label_column):
+            raise BakeoffError(
+                "own files need all of train_file, eval_file, text_columns and label_column "
+                "(--train a.csv --eval b.csv --text-column text --label-column label)."
+            )
+        for name in _POSITIVE:
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise BakeoffError(f"{name} must be above 0, not {value}.")
+        for name in ("weight_decay", "warmup_steps", "attention_dropout", "seed"):
+            if getattr(self, name) < 0:
+                raise BakeoffError(f"{name} must not be negative, not {getattr(self, name)}.")
+        if self.attention_dropout >= 1:
+            raise BakeoffError(f"attention_dropout is a probability below 1, not {self.attention_dropout}.")
+
+    @property
+    def task_name(self) -> str:
+        """The task's name, or the evaluation file's stem for the user's own files."""
+        return self.task if self.task is not None else Path(str(self.train_file)).stem
+
+    def digest(self) -> str:
+        """SHA-256 over what decides the result: every such field, and the content of own files."""
+        identity = {k: v for k, v in self.to_dict().items() if k not in _NOT_IDENTITY}
+        for field in ("train_file", "eval_file"):
+            path = identity[field]
+            if path is not None:
+                identity[field] = _sha256(Path(path))
+        return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+    def run_id(self) -> str:
+        """The run's folder name: readable first, unique by its digest."""
+        task = "".join(c if c.isalnum() or c in "-_" else "-" for c in self.task_name)
+        return f"{task}-{self.attention.name}-s{self.seed}-{self.digest()[:8]}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values only, as written to YAML and JSON."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], where: str = "spec") -> RunSpec:
+        """The inverse of `to_dict`; an unknown key or a value of the wrong type is an error."""
+        return _build(cls, values, where)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GridSpec:
+    """Every combination of tasks, attentions and seeds over one shared set of run fields."""
+
+    tasks: tuple[str, ...]
+    attentions: tuple[AttentionSpec, ...]
+    seeds: tuple[int, ...] = (42,)
+    base: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    per_task: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+
+    def runs(self) -> Iterator[RunSpec]:
+        """One `RunSpec` a cell: tasks outermost, so that a task's table completes early."""
+        for task, seed, attention in itertools.product(self.tasks, self.seeds, self.attentions):
+            cell = {**self.base, **self.per_task.get(task, {})}
+            yield RunSpec.from_dict({**cell, "task": task, "attention": attention, "seed": seed}, "grid")
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], where: str = "grid") -> GridSpec:
+        """Read `tasks`, `attentions`, `seeds`, `per_task`, and any run field as shared by all cells."""
+        rest = dict(values)
+        tasks = rest.pop("tasks", None)
+        attentions = rest.pop("attentions", None)
+        seeds = rest.pop("seeds", [42])
+        per_task = rest.pop("per_task", None) or {}
+        for name, value in (("tasks", tasks), ("attentions", attentions), ("seeds", seeds)):
+            if not isinstance(value, list | tuple) or not value:
+                raise BakeoffError(f"{where}: a grid needs {name!r}, a list with at least one entry.")
+        if not isinstance(per_task, Mapping) or not all(isinstance(v, Mapping) for v in per_task.values()):
+            raise BakeoffError(f"{where}: per_task maps a task's name to run fields.")
+        for task in per_task:
+            if task not in tasks:
+                raise BakeoffError(f"{where}: per_task names {task!r}, which is not among tasks.")
+        if forbidden := {"task", "attention", "seed"} & rest.keys():
+            raise BakeoffError(f"{where}: a grid takes tasks, attentions and seeds, not {sorted(forbidden)[0]!r}.")
+        grid = cls(
+            tasks=tuple(tasks),
+            attentions=tuple(AttentionSpec.parse(a) for a in attentions),
+            seeds=tuple(seeds),
+            base=rest,
+            per_task=per_task,
+        )
+        for _ in grid.runs():  # every cell is checked before the first one trains
+            pass
+        return grid
+
+
+def load_yaml(path: str | Path) -> dict[str, Any]:
+    """A mapping from a YAML file, by the safe loader; anything else is an error that names the file."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise BakeoffError(f"no such file: {path}.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise BakeoffError(f"{path}: cannot be read as UTF-8 text ({error}).") from None
+    try:
+        values = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise BakeoffError(f"{path}: not valid YAML ({' '.join(str(error).split())}).") from None
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise BakeoffError(f"{path}: a run file is a mapping of fields, such as 'task: sst2'.")
+    return values
+
+
+_POSITIVE = (
+    "max_train_samples",
+    "max_eval_samples",
+    "max_length",
+    "learning_rate",
+    "per_device_train_batch_size",
+    "per_device_eval_batch_size",
+    "gradient_accumulation_steps",
+    "num_train_epochs",
+    "max_grad_norm",
+    "logging_steps",
+    "save_steps",
+)
+
+
+def _sha256(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise BakeoffError(f"{path}: cannot be read ({error.strerror}).") from None
+
+
+def _build(cls: type[RunSpec], values: Mapping[str, Any], where: str) -> RunSpec:
+    hints = typing.get_type_hints(cls)
+    for key in values:
+        if key not in hints:
+            error = unknown("field", str(key), hints)
+            raise BakeoffError(f"{where}: {error}")
+    return cls(**{key: _coerce(value, hints[key], f"{where}: {key}") for key, value in values.items()})
+
+
+def _coerce(value: Any, hint: Any, where: str) -> Any:
+    """Check `value` against a field's annotation; only lossless conversions (1 -> 1.0, list -> tuple)."""
+    if hint is AttentionSpec:
+        return AttentionSpec.parse(value)
+    origin = typing.get_origin(hint)
+    if origin in (Union, types.UnionType):
+        if value is None:
+            return None
+        hint = next(a for a in typing.get_args(hint) if a is not type(None))
+        origin = typing.get_origin(hint)
+    if origin is tuple:
+        if isinstance(value, str):
+            return (value,)
+        if isinstance(value, list | tuple) and all(isinstance(item, str) for item in value):
+            return tuple(value)
+    elif hint is float and not isinstance(value, bool):
+        try:
+            return float(value)  # YAML reads 2e-5, without a dot, as text
+        except (TypeError, ValueError):
+            pass
+    elif hint is int and isinstance(value, float) and value.is_integer():
+        return int(value)
+    elif isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
+        return value
+    expected = "a list of texts" if origin is tuple else f"of type {hint.__name__}"
+    raise BakeoffError(f"{where} must be {expected}, not {value!r}.")
