@@ -75,7 +75,7 @@ class Model:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What the run took. Seconds are wall time; memory is the process's peak resident set, or the device's."""
+    """What the run took: seconds of wall time; the process's peak resident set, or the device's peak."""
 
     train_seconds: float
     train_tokens_per_second: float
@@ -117,7 +117,9 @@ class RunRecord:
         """Read a record of any released schema."""
         schema = values.get("schema")
         if not isinstance(schema, int) or not 1 <= schema <= SCHEMA:
-            raise BakeoffError(f"run record schema {schema!r} is unknown here (newest known: {SCHEMA}); update bakeoff.")
+            raise BakeoffError(
+                f"run record schema {schema!r} is unknown here (newest known: {SCHEMA}); update bakeoff."
+            )
         return typing.cast(RunRecord, _read(cls, values, "record"))
 
 
@@ -196,7 +198,9 @@ class Predictions:
         try:
             return cls(**pq.read_table(path).to_pydict())
         except FileNotFoundError:
-            raise BakeoffError(f"{folder} holds no {PREDICTIONS}; run it again to have it compared.") from None
+            raise BakeoffError(
+                f"{folder} holds no {PREDICTIONS}; run it again to have it compared."
+            ) from None
         except (pa.ArrowException, TypeError, OSError) as error:
             raise BakeoffError(f"{path}: not readable as predictions ({error}).") from None
 

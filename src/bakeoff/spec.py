@@ -41,7 +41,9 @@ class AttentionSpec:
             options = dict(value)
             name = options.pop("name", None)
             if not isinstance(name, str):
-                raise BakeoffError("an attention given as a mapping needs a 'name', such as {name: longformer}.")
+                raise BakeoffError(
+                    "an attention given as a mapping needs a 'name', such as {name: longformer}."
+                )
             options.update(options.pop("options", None) or {})
         elif isinstance(value, str):
             name, _, rest = value.partition(":")
@@ -109,7 +111,9 @@ class RunSpec:
     def __post_init__(self) -> None:
         own = self.train_file is not None or self.eval_file is not None
         if self.task is None and not own:
-            raise BakeoffError("nothing to learn from: name a task (--task sst2) or files (--train a.csv --eval b.csv).")
+            raise BakeoffError(
+                "nothing to learn from: name a task (--task sst2) or files (--train a.csv --eval b.csv)."
+            )
         if self.task is not None and own:
             raise BakeoffError("a task and own files exclude each other: give --task, or --train and --eval.")
         if own and not (self.train_file and self.eval_file and self.text_columns and self.label_column):
@@ -189,7 +193,9 @@ class GridSpec:
             if task not in tasks:
                 raise BakeoffError(f"{where}: per_task names {task!r}, which is not among tasks.")
         if forbidden := {"task", "attention", "seed"} & rest.keys():
-            raise BakeoffError(f"{where}: a grid takes tasks, attentions and seeds, not {sorted(forbidden)[0]!r}.")
+            raise BakeoffError(
+                f"{where}: a grid takes tasks, attentions and seeds, not {sorted(forbidden)[0]!r}."
+            )
         grid = cls(
             tasks=tuple(tasks),
             attentions=tuple(AttentionSpec.parse(a) for a in attentions),

@@ -1,0 +1,188 @@
+"""BigBird: block-sparse attention with a window, global and random blocks.
+
+Zaheer et al., 2020, "Big Bird: Transformers for Longer Sequences", https://arxiv.org/abs/2007.14062,
+section 2 and appendix D (internal transformer construction, blocked). With tokens in blocks of S:
+
+- the first and the last block are global: they attend to all blocks, and all blocks attend to them;
+- block i attends to blocks i - 1, i and i + 1;
+- block i attends to R random blocks, drawn a head, outside of those.
+
+Cost: 4 H D N S (5 + R) operations and O(N) memory, where dense attention takes 4 H D N².
+
+Differs from transformers' implementation, in which every "random" block is block 0 outside of training,
+the last global block may be padding, one short input switches the model to dense attention for good, and
+every training step re-seeds NumPy's global generator. Here the random blocks are a hash of
+(seed, layer, head, query block, key block): the same in training and evaluation, for any padding and any
+batch, and no generator is touched. Blocks are counted from the first real token of a row to its last.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from bakeoff.attention.base import (
+    Attention,
+    Layer,
+    pad_tokens,
+    real_first,
+    softmax_attention,
+    take_tokens,
+    zero_padding,
+)
+from bakeoff.errors import BakeoffError
+
+
+class BigBird(Attention):
+    """Window, global and random blocks.
+
+    Args:
+        layer: the layer's geometry.
+        block_size: tokens a block (S).
+        num_random_blocks: random blocks a query block and head (R).
+    """
+
+    paper = "https://arxiv.org/abs/2007.14062"
+
+    def __init__(self, layer: Layer, *, block_size: int = 64, num_random_blocks: int = 3) -> None:
+        super().__init__(layer)
+        if block_size < 1:
+            raise BakeoffError(f"bigbird: block_size is a number of tokens from 1 up, not {block_size}.")
+        if num_random_blocks < 0:
+            raise BakeoffError(f"bigbird: num_random_blocks must not be negative, not {num_random_blocks}.")
+        self.block_size, self.num_random_blocks = block_size, num_random_blocks
+
+    def forward(
+        self,
+        q_BHND: Tensor,
+        k_BHND: Tensor,
+        v_BHND: Tensor,
+        keep_BN: Tensor | None = None,
+        *,
+        scaling: float,
+        dropout_p: float = 0.0,
+    ) -> Tensor:
+        """Attend; see `Attention.forward`."""
+        B, _, N, _ = q_BHND.shape
+        if self.covers(N):  # every block attends to every block: the same function, without the copies
+            allowed = None if keep_BN is None else keep_BN[:, None, None, :]
+            out = softmax_attention(q_BHND, k_BHND, v_BHND, allowed, scaling=scaling, dropout_p=dropout_p)
+            return zero_padding(out, keep_BN)
+        if keep_BN is None:
+            length_B = torch.full((B,), N, device=q_BHND.device)
+            return self._attend(q_BHND, k_BHND, v_BHND, length_B, scaling, dropout_p)
+        # Blocks must not depend on where padding lies: bring each row's real tokens to the front, and back.
+        order_BN = real_first(keep_BN)
+        q, k, v = (take_tokens(x, order_BN) for x in (q_BHND, k_BHND, v_BHND))
+        out = self._attend(q, k, v, keep_BN.sum(1), scaling, dropout_p)
+        return zero_padding(take_tokens(out, order_BN.argsort(1)), keep_BN)
+
+    def _attend(
+        self,
+        q_BHND: Tensor,
+        k_BHND: Tensor,
+        v_BHND: Tensor,
+        length_B: Tensor,
+        scaling: float,
+        dropout_p: float,
+    ) -> Tensor:
+        """Attend within each row's first `length_B` tokens."""
+        B, H, N, _ = q_BHND.shape
+        S = self.block_size
+        blocks = -(-N // S)
+        q, k, v = (
+            pad_tokens(x, 0, blocks * S - N).unflatten(2, (blocks, S)) for x in (q_BHND, k_BHND, v_BHND)
+        )  # (B, H, blocks, S, D)
+        blocks_B = (length_B + S - 1) // S
+        attended_BHIA, valid_BIA = self.attended_blocks(blocks_B, blocks)
+        A = attended_BHIA.shape[-1]
+
+        row = torch.arange(B, device=q.device)[:, None, None, None]
+        head = torch.arange(H, device=q.device)[None, :, None, None]
+        k_near = k[row, head, attended_BHIA].flatten(3, 4)  # (B, H, blocks, A S, D)
+        v_near = v[row, head, attended_BHIA].flatten(3, 4)
+        # Only a row's last block can be part padding, and it appears in its global slot alone, which is the
+        # same for every head; so one bias serves all heads.
+        within_BIAS = (attended_BHIA[:, 0, :, :, None] * S + torch.arange(S, device=q.device)) < length_B[
+            :, None, None, None
+        ]
+        allowed = (within_BIAS & valid_BIA[..., None]).reshape(B, 1, blocks, 1, A * S)
+        out = softmax_attention(
+            q.flatten(0, 1), k_near.flatten(0, 1), v_near.flatten(0, 1),
+            allowed.expand(B, H, -1, -1, -1).flatten(0, 1), scaling=scaling, dropout_p=dropout_p,
+        ).unflatten(0, (B, H))  # fmt: skip
+
+        # The two global blocks attend to the whole row.
+        ends_BT = torch.stack((torch.zeros_like(blocks_B), (blocks_B - 1).clamp(min=0)), dim=1)
+        row, head = row[..., 0], head[..., 0]
+        q_ends = q[row, head, ends_BT[:, None]].flatten(2, 3)  # (B, H, 2 S, D)
+        everywhere = torch.arange(N, device=q.device) < length_B[:, None]
+        out_ends = softmax_attention(
+            q_ends, k_BHND, v_BHND, everywhere[:, None, None, :], scaling=scaling, dropout_p=dropout_p
+        ).unflatten(2, (2, S))
+        block = torch.arange(blocks, device=q.device)[:, None, None]
+        is_first, is_last = (block == ends_BT[:, None, t, None, None, None] for t in (0, 1))
+        out = torch.where(is_last, out_ends[:, :, 1:], out)
+        out = torch.where(is_first, out_ends[:, :, :1], out)  # second, for rows of one block
+        return out.flatten(2, 3)[:, :, :N]
+
+    def attended_blocks(self, blocks_B: Tensor, blocks: int) -> tuple[Tensor, Tensor]:
+        """Which key blocks each query block attends to in rows of `blocks_B` blocks, padded to `blocks`.
+
+        Returns:
+            indices (B, H, blocks, A) with A = 5 + R, and whether a slot counts (B, blocks, A): a block that
+            appears twice counts once. The rows of the two global blocks are not used.
+        """
+        H, R = self.layer.num_heads, min(self.num_random_blocks, blocks)
+        device = blocks_B.device
+        B = len(blocks_B)
+        i = torch.arange(blocks, device=device)
+        last = (blocks_B - 1).clamp(min=0)[:, None]  # (B, 1)
+
+        first_BI = torch.zeros(B, blocks, dtype=torch.long, device=device)
+        window = torch.stack([(i + step).expand(B, -1) for step in (-1, 0, 1)], dim=-1)
+        in_window = (window > 0) & (window < last[..., None])
+        fixed_BIA = torch.cat(
+            (torch.stack((first_BI, last.expand(-1, blocks)), -1), window.clamp(0, blocks - 1)), -1
+        )
+        counts = torch.ones(B, blocks, 1, dtype=torch.bool, device=device)
+        valid_BIA = torch.cat((counts, (last > 0)[..., None].expand(-1, blocks, 1), in_window), -1)
+
+        j = i[None, None, :]
+        eligible = (j > 0) & (j < last[..., None]) & ((i[:, None] - j).abs() > 1)  # (B, I, J)
+        scores = _hash(self.layer.seed, self.layer.index, H, blocks, device)
+        drawn = scores[None].masked_fill(~eligible[:, None], -1).topk(R, dim=-1)
+        random_valid = drawn.values[:, 0] >= 0  # how many are eligible does not depend on the head
+        attended = torch.cat((fixed_BIA[:, None].expand(-1, H, -1, -1), drawn.indices), -1)
+        return attended, torch.cat((valid_BIA, random_valid), -1)
+
+    def flops(self, n: int) -> float:
+        """4 H D n S (5 + R) and the two global blocks' rows; dense where the pattern covers all."""
+        if self.covers(n):
+            return self.full_flops(n)
+        S = self.block_size
+        return (
+            4.0 * self.layer.num_heads * self.layer.head_dim * n * (S * (5 + self.num_random_blocks) + 2 * S)
+        )
+
+    def covers(self, n: int) -> bool:
+        """With 4 + R blocks or fewer, fixed and random blocks are all blocks."""
+        return -(-n // self.block_size) <= 4 + self.num_random_blocks
+
+
+def _hash(seed: int, layer: int, heads: int, blocks: int, device: torch.device) -> Tensor:
+    """A pseudo-random number from 0 up for each (head, query block, key block): (H, blocks, blocks).
+
+    The finaliser of SplitMix64 (Steele, Lea and Flood, 2014) over a linear mix of the coordinates. As a
+    function and not a generator, its values do not depend on how many blocks are asked for.
+    """
+    h = torch.arange(heads, device=device)[:, None, None]
+    i = torch.arange(blocks, device=device)[None, :, None]
+    j = torch.arange(blocks, device=device)[None, None, :]
+    x = ((seed * 1009 + layer) * 1009 + h) * 1_000_003 + i
+    for coordinate in (j, 0x5DEECE66D):
+        x = (x + coordinate) * -7046029254386353131  # 0x9E3779B97F4A7C15 as a signed number; wraps
+        x = (x ^ ((x >> 30) & 0x3FFFFFFFF)) * -4658895280553007687  # 0xBF58476D1CE4E5B9
+        x = (x ^ ((x >> 27) & 0x1FFFFFFFFF)) * -7723592293110705685  # 0x94D049BB133111EB
+        x = x ^ ((x >> 31) & 0x1FFFFFFFF)
+    return x & 0x3FFFFFFFFFFFFFFF

@@ -1,0 +1,108 @@
+"""Linformer: keys and values projected along the sequence, from N tokens to K.
+
+Wang et al., 2020, "Linformer: Self-Attention with Linear Complexity", https://arxiv.org/abs/2006.04768,
+equation 7: softmax(scaling · q (E k)ᵀ) (F v), with E and F learned, (K, N), shared by the heads of a layer
+("headwise sharing", section 4).
+
+Cost: 4 H D N K operations for the projections, 4 H D N K for the attention; memory O(N K).
+
+Differs from the paper in where the projections start and in what they index. A row with n real tokens uses
+
+    E = S_n + Δ_E,    F = S_n + Δ_F
+
+where S_n takes the mean of K equal segments of the row's own n tokens (the identity while n <= K) and the
+learned Δ, (K, max_length), starts at zero. So a converted model starts as dense attention while n <= K and
+as attention over segment means beyond, instead of from noise. Columns count real tokens, so padding has none,
+on either side; slots that no token falls into are left out of the softmax. Any E of the paper's is S_N + Δ_E
+at n = N.
+
+Peers: `linformer` has no mask and `linformer-pytorch` wants N to equal its input size; here any row up to
+`max_length` tokens is right.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from bakeoff.attention.base import Attention, Layer, real_positions, softmax_attention, zero_padding
+from bakeoff.errors import BakeoffError
+
+
+class Linformer(Attention):
+    """Attention to K learned summaries of the sequence.
+
+    Args:
+        layer: the layer's geometry; `max_length` bounds the sequence.
+        projected_length: summaries a sequence (K).
+    """
+
+    paper = "https://arxiv.org/abs/2006.04768"
+
+    def __init__(self, layer: Layer, *, projected_length: int = 128) -> None:
+        super().__init__(layer)
+        if projected_length < 1:
+            raise BakeoffError(f"linformer: projected_length must be at least 1, not {projected_length}.")
+        self.projected_length = projected_length
+        self.key_projection_KN = nn.Parameter(torch.zeros(projected_length, layer.max_length))
+        self.value_projection_KN = nn.Parameter(torch.zeros(projected_length, layer.max_length))
+
+    def initial_state(self) -> dict[str, Tensor]:
+        """Zeros: the projections start as segment means."""
+        zeros = torch.zeros(self.projected_length, self.layer.max_length)
+        return {"key_projection_KN": zeros, "value_projection_KN": zeros}
+
+    def forward(
+        self,
+        q_BHND: Tensor,
+        k_BHND: Tensor,
+        v_BHND: Tensor,
+        keep_BN: Tensor | None = None,
+        *,
+        scaling: float,
+        dropout_p: float = 0.0,
+    ) -> Tensor:
+        """Attend; see `Attention.forward`."""
+        N, K = q_BHND.shape[2], self.projected_length
+        if self.layer.max_length < N:
+            raise BakeoffError(
+                f"linformer: {N} tokens, but its projections hold {self.layer.max_length}; "
+                "convert the encoder with a larger max_length."
+            )
+        real_BN = torch.ones(1, N, dtype=torch.bool, device=q_BHND.device) if keep_BN is None else keep_BN
+        position_BN = real_positions(real_BN)
+        length_B1 = real_BN.sum(1, keepdim=True)
+        means_BKN = segment_means(position_BN, length_B1, real_BN, K, q_BHND.dtype)
+        live_BK = torch.arange(K, device=q_BHND.device) < length_B1
+
+        def project(x_BHND: Tensor, learned_KN: Tensor) -> Tensor:
+            learned_BKN = learned_KN[:, position_BN].transpose(0, 1) * real_BN[:, None]
+            return (means_BKN + learned_BKN.to(x_BHND.dtype))[:, None] @ x_BHND
+
+        k_BHKD = project(k_BHND, self.key_projection_KN)
+        v_BHKD = project(v_BHND, self.value_projection_KN)
+        allowed = live_BK[:, None, None, :]
+        out = softmax_attention(q_BHND, k_BHKD, v_BHKD, allowed, scaling=scaling, dropout_p=dropout_p)
+        return zero_padding(out, keep_BN)
+
+    def flops(self, n: int) -> float:
+        """4 H D n K to project, 4 H D n K to attend."""
+        return 8.0 * self.layer.num_heads * self.layer.head_dim * n * self.projected_length
+
+    def covers(self, n: int) -> bool:
+        """While n <= K nothing is compressed: dense attention at the start, and no saving."""
+        return n <= self.projected_length
+
+
+def segment_means(
+    position_BN: Tensor, length_B1: Tensor, real_BN: Tensor, segments: int, dtype: torch.dtype
+) -> Tensor:
+    """Rows that take the mean of each of `segments` equal parts of a row's real tokens: (B, segments, N).
+
+    The identity on rows no longer than `segments`.
+    """
+    slot_BN = torch.where(
+        length_B1 <= segments, position_BN, position_BN * segments // length_B1.clamp(min=1)
+    )
+    here_BKN = (slot_BN[:, None] == torch.arange(segments, device=slot_BN.device)[:, None]) & real_BN[:, None]
+    return here_BKN.to(dtype) / here_BKN.sum(-1, keepdim=True).clamp(min=1)

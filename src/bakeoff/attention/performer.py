@@ -1,0 +1,108 @@
+"""Performer: softmax attention through positive orthogonal random features (FAVOR+).
+
+Choromanski et al., 2021, "Rethinking Attention with Performers", https://arxiv.org/abs/2009.14794,
+lemma 1 and section 2.3: with w drawn from N(0, I), orthogonal in groups of D,
+
+    exp(q · k) = E_w[ exp(w · q - |q|²/2) exp(w · k - |k|²/2) ]  ≈  φ(q) · φ(k)
+    out_i = Σ_j φ(q_i)·φ(k_j) v_j / Σ_j φ(q_i)·φ(k_j),  computed as  φ(q) (φ(k)ᵀ [v, 1])
+
+Cost: 4 H N M (D + 1) operations for the products, 4 H N M D for the features; memory O(N M).
+
+Features are offset by the largest exponent (over the features of a query; over all real tokens of a head
+for keys), which cancels in the quotient, and by a small epsilon that keeps the quotient defined.
+
+Differs from performer-pytorch, whose mask zeroes the values of padding but not their keys, so that padding
+changes real outputs, and which redraws its projections every 1,000 calls. Here padding has no features at
+all, and the projections are drawn once, by (seed, layer, head), and saved with the model.
+There are no attention probabilities to drop: dropout applies to the output.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from bakeoff.attention.base import Attention, Layer, zero_padding
+from bakeoff.errors import BakeoffError
+
+EPSILON = 1e-4  # of the paper's own code; relative to the largest feature, which is 1
+
+
+class Performer(Attention):
+    """Linear attention with positive orthogonal random features.
+
+    Args:
+        layer: the layer's geometry.
+        num_features: random features a head (M); the paper's rule of thumb is D ln D.
+    """
+
+    paper = "https://arxiv.org/abs/2009.14794"
+    projection_HMD: Tensor
+
+    def __init__(self, layer: Layer, *, num_features: int = 256) -> None:
+        super().__init__(layer)
+        if num_features < 1:
+            raise BakeoffError(f"performer: num_features must be at least 1, not {num_features}.")
+        self.num_features = num_features
+        self.register_buffer(
+            "projection_HMD", torch.empty(layer.num_heads, num_features, layer.head_dim, dtype=torch.float32)
+        )
+        if not self.projection_HMD.is_meta:
+            self.projection_HMD.copy_(self.initial_state()["projection_HMD"])
+
+    def initial_state(self) -> dict[str, Tensor]:
+        """Gaussian rows, orthogonal in groups of D (section 2.4 of the paper)."""
+        layer = self.layer
+        generator = torch.Generator().manual_seed(layer.seed * 1_000_003 + layer.index)
+        heads = [_orthogonal(self.num_features, layer.head_dim, generator) for _ in range(layer.num_heads)]
+        return {"projection_HMD": torch.stack(heads)}
+
+    def forward(
+        self,
+        q_BHND: Tensor,
+        k_BHND: Tensor,
+        v_BHND: Tensor,
+        keep_BN: Tensor | None = None,
+        *,
+        scaling: float,
+        dropout_p: float = 0.0,
+    ) -> Tensor:
+        """Attend; see `Attention.forward`."""
+        dtype = q_BHND.dtype
+        with torch.autocast(q_BHND.device.type, enabled=False):
+            # An exponential of a bf16 number is off by up to a factor: features are at least fp32.
+            wide = torch.promote_types(dtype, torch.float32)
+            q_BHNM = self._exponents(q_BHND.to(wide) * scaling**0.5)
+            k_BHNM = self._exponents(k_BHND.to(wide) * scaling**0.5)
+            if keep_BN is not None:
+                k_BHNM = k_BHNM.masked_fill(~keep_BN[:, None, :, None], torch.finfo(wide).min)
+            q_BHNM = (q_BHNM - q_BHNM.detach().amax(-1, keepdim=True)).exp() + EPSILON
+            k_BHNM = (k_BHNM - k_BHNM.detach().amax((-2, -1), keepdim=True)).exp() + EPSILON
+            if keep_BN is not None:
+                k_BHNM = k_BHNM.masked_fill(~keep_BN[:, None, :, None], 0.0)
+            v_and_one = F.pad(v_BHND.to(wide), (0, 1), value=1.0)
+            out = q_BHNM @ (k_BHNM.transpose(-1, -2) @ v_and_one)
+            # A row that is all padding has no features: its quotient is 0 / 0 without the bound.
+            out = out[..., :-1] / out[..., -1:].clamp_min(torch.finfo(wide).tiny)
+        return zero_padding(F.dropout(out.to(dtype), dropout_p), keep_BN)
+
+    def _exponents(self, x_BHND: Tensor) -> Tensor:
+        """w · x - |x|²/2: (B, H, N, M)."""
+        projection = self.projection_HMD.to(x_BHND.dtype)
+        return x_BHND @ projection.transpose(-1, -2) - x_BHND.square().sum(-1, keepdim=True) / 2
+
+    def flops(self, n: int) -> float:
+        """4 H n M D for the features, 4 H n M (D + 1) for the products."""
+        layer = self.layer
+        return 4.0 * layer.num_heads * n * self.num_features * (2 * layer.head_dim + 1)
+
+
+def _orthogonal(rows: int, dim: int, generator: torch.Generator) -> Tensor:
+    """(rows, dim): directions orthogonal in groups of `dim`, lengths those of Gaussian vectors."""
+    groups = []
+    for _ in range(-(-rows // dim)):
+        q, r = torch.linalg.qr(torch.randn(dim, dim, generator=generator, dtype=torch.float64))
+        groups.append((q * r.diagonal().sign()).T)  # the sign makes the rotation uniformly distributed
+    lengths = torch.randn(rows, dim, generator=generator, dtype=torch.float64).norm(dim=1, keepdim=True)
+    return (torch.cat(groups)[:rows] * lengths).float()

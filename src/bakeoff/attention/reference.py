@@ -1,0 +1,152 @@
+"""The five mechanisms as n x n formulas: the specification, slow on purpose.
+
+Every function builds the whole (B, H, N, N) weights of a built mechanism, so that output is `weights @ v`.
+The fast code never imports this file; the tests hold the two together, forward and every gradient.
+Rows at padding are zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from bakeoff.attention.base import Attention
+from bakeoff.attention.bigbird import BigBird
+from bakeoff.attention.linformer import Linformer
+from bakeoff.attention.longformer import Longformer, rotate
+from bakeoff.attention.performer import EPSILON, Performer
+
+
+def dense(attention: Attention, q: Tensor, k: Tensor, v: Tensor, keep_BN: Tensor, scaling: float) -> Tensor:
+    """Softmax over all real keys."""
+    return _softmax(q @ k.mT * scaling, keep_BN[:, None, None, :]) @ v * keep_BN[:, None, :, None]
+
+
+def longformer(
+    attention: Longformer,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    keep_BN: Tensor,
+    scaling: float,
+    hidden_BNE: Tensor | None = None,
+    global_BN: Tensor | None = None,
+    rotary: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
+    """Local rows: the window and the global tokens. Global rows: everything, by the global projections."""
+    N = q.shape[2]
+    if global_BN is None:
+        global_BN = keep_BN & (keep_BN.cumsum(1) <= attention.global_tokens)
+    place = torch.arange(N)
+    near_NN = (place[:, None] - place).abs() <= attention.radius
+    allowed = (near_NN | global_BN[:, None, None, :]) & keep_BN[:, None, None, :]
+    out = _softmax(q @ k.mT * scaling, allowed) @ v
+    if attention.separate_global and hidden_BNE is not None:
+        D, groups = attention.layer.head_dim, attention.layer.num_heads // attention.layer.num_key_value_heads
+        projections = (attention.query_global, attention.key_global, attention.value_global)
+        q, k, v = (p(hidden_BNE).unflatten(-1, (-1, D)).transpose(1, 2) for p in projections)
+        if rotary is not None:
+            q, k = rotate(q, *rotary), rotate(k, *rotary)
+        k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
+    everything = _softmax(q @ k.mT * scaling, keep_BN[:, None, None, :]) @ v
+    return torch.where(global_BN[:, None, :, None], everything, out) * keep_BN[:, None, :, None]
+
+
+def bigbird(attention: BigBird, q: Tensor, k: Tensor, v: Tensor, keep_BN: Tensor, scaling: float) -> Tensor:
+    """Softmax over the keys of allowed blocks, blocks counted over each row's real tokens."""
+    B, H, N, _ = q.shape
+    S, R = attention.block_size, attention.num_random_blocks
+    allowed = torch.zeros(B, H, N, N, dtype=torch.bool)
+    for b in range(B):
+        real = keep_BN[b].nonzero()[:, 0].tolist()
+        blocks = -(-len(real) // S)
+        for h in range(H):
+            for i in range(blocks):
+                ends = {0, blocks - 1}
+                near = {i - 1, i, i + 1} & set(range(blocks))
+                rest = set(range(blocks)) - ends - near
+                draw = sorted(
+                    rest, key=lambda j: _random(attention.layer.seed, attention.layer.index, h, i, j)
+                )
+                chosen = (
+                    set(range(blocks)) if i in ends else ends | near | set(draw[len(draw) - R :] if R else ())
+                )
+                for j in chosen:
+                    rows, columns = real[i * S : (i + 1) * S], real[j * S : (j + 1) * S]
+                    allowed[b, h, torch.tensor(rows)[:, None], torch.tensor(columns)] = True
+    return _softmax(q @ k.mT * scaling, allowed) @ v * keep_BN[:, None, :, None]
+
+
+def performer(
+    attention: Performer, q: Tensor, k: Tensor, v: Tensor, keep_BN: Tensor, scaling: float
+) -> Tensor:
+    """Weights φ(q) · φ(k), normalised over real keys."""
+    projection = attention.projection_HMD.to(q.dtype)
+
+    def exponents(x: Tensor) -> Tensor:
+        x = x * scaling**0.5
+        return torch.einsum("bhnd,hmd->bhnm", x, projection) - (x**2).sum(-1, keepdim=True) / 2
+
+    features_q = (exponents(q) - exponents(q).amax(-1, keepdim=True).detach()).exp() + EPSILON
+    real = keep_BN[:, None, :, None]
+    exponents_k = exponents(k).where(real, torch.finfo(k.dtype).min)
+    features_k = ((exponents_k - exponents_k.amax((2, 3), keepdim=True).detach()).exp() + EPSILON).where(
+        real, 0.0
+    )
+    weights = features_q @ features_k.mT
+    total = weights.sum(-1, keepdim=True)
+    return weights / total.where(total > 0, 1.0) @ v * real
+
+
+def linformer(
+    attention: Linformer, q: Tensor, k: Tensor, v: Tensor, keep_BN: Tensor, scaling: float
+) -> Tensor:
+    """Row by row, on real tokens alone: softmax(q (E k)ᵀ) (F v) with E = segment means + learned."""
+    K = attention.projected_length
+    out = torch.zeros_like(q)
+    for b, real in enumerate(keep_BN):
+        n = int(real.sum())
+        if not n:
+            continue
+        slots = min(n, K)
+        means = torch.zeros(slots, n, dtype=q.dtype)
+        for token in range(n):
+            means[token if n <= K else token * K // n, token] = 1
+        means = means / means.sum(1, keepdim=True)
+        E = means + attention.key_projection_KN[:slots, :n].to(q.dtype)
+        F = means + attention.value_projection_KN[:slots, :n].to(q.dtype)
+        weights = (q[b][:, real] @ (E @ k[b][:, real]).mT * scaling).softmax(-1)
+        out = out.index_put(
+            (torch.tensor(b), torch.arange(q.shape[1])[:, None], real.nonzero()[:, 0]),
+            weights @ (F @ v[b][:, real]),
+        )
+    return out
+
+
+REFERENCES: dict[str, Callable[..., Tensor]] = {
+    "dense": dense,
+    "longformer": longformer,
+    "bigbird": bigbird,
+    "performer": performer,
+    "linformer": linformer,
+}
+
+
+def _softmax(scores: Tensor, allowed: Tensor) -> Tensor:
+    """Softmax over the allowed keys; a row with none is zero."""
+    weights = scores.masked_fill(~allowed, torch.finfo(scores.dtype).min).softmax(-1)
+    return weights * allowed
+
+
+def _random(seed: int, layer: int, head: int, i: int, j: int) -> int:
+    """BigBird's hash of a (layer, head, query block, key block), on Python's unbounded integers."""
+    mask = (1 << 64) - 1
+    x = ((seed * 1009 + layer) * 1009 + head) * 1_000_003 + i
+    for coordinate in (j, 0x5DEECE66D):
+        x = (x + coordinate) * 0x9E3779B97F4A7C15 & mask
+        x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 & mask
+        x = (x ^ x >> 27) * 0x94D049BB133111EB & mask
+        x ^= x >> 31
+    return x & ((1 << 62) - 1)
