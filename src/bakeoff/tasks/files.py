@@ -1,0 +1,234 @@
+"""Text columns from csv, tsv, jsonl and parquet files, and the task that the user's own files make.
+
+A value is always read as the text it is in the file: the labels `01`, `1.0`, `nan` and `None` are four
+labels, and no character but a line feed or a carriage return ends a line.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from bakeoff.errors import BakeoffError, unknown
+from bakeoff.spec import RunSpec
+from bakeoff.tasks.base import Part, Rows, Task
+
+Column = list[str | None]  # None = the file has no value there
+
+
+def read(path: Path, columns: Sequence[str]) -> list[Column]:
+    """The named columns of a file, in the order asked for; at least one row, or an error."""
+    kinds = ", ".join(READERS)
+    try:
+        if not path.exists():
+            raise BakeoffError(f"no such file: {path}.")
+        if not path.is_file():
+            raise BakeoffError(f"{path} is not a file; give one of {kinds}.")
+        if path.suffix.lower() not in READERS:
+            raise BakeoffError(f"{path}: {path.suffix or 'no suffix'} is not supported; give one of {kinds}.")
+        if not path.stat().st_size:
+            raise BakeoffError(f"{path} is empty.")
+        found = READERS[path.suffix.lower()](path, columns)
+    except OSError as error:
+        raise BakeoffError(f"{path}: cannot be read ({error.strerror or error}).") from None
+    if not found[0]:
+        raise BakeoffError(f"{path}: there are columns and no rows.")
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Files:
+    """A training and an evaluation file of the user's own."""
+
+    train: Path
+    eval: Path
+
+    def source(self, data_dir: str | None = None) -> str:
+        """The two file names."""
+        return f"files {self.train.name}, {self.eval.name}"
+
+    def read(self, task: Task, part: Part, data_dir: str | None = None) -> Rows:
+        """Every row of the part's file; a row without text or label is an error."""
+        path = self.train if part == "train" else self.eval
+        names = (*task.text_columns, task.label_column)
+        columns = zip(names, read(path, names), strict=True)
+        *texts, labels = (_complete(path, name, column) for name, column in columns)
+        return dict(enumerate(zip(zip(*texts, strict=True), labels, strict=True)))
+
+
+def own_task(spec: RunSpec) -> Task:
+    """The task that `spec`'s files make; its labels are those of the training file."""
+    texts, label = spec.text_columns, str(spec.label_column)
+    if len(texts) > 2:
+        raise BakeoffError(f"text_columns takes one or two columns, not {len(texts)}: {', '.join(texts)}.")
+    if len({*texts, label}) != len(texts) + 1:
+        raise BakeoffError(f"text and label columns must differ: {', '.join((*texts, label))}.")
+    return Task(
+        name=spec.task_name,
+        description="own files",
+        origin=Files(Path(str(spec.train_file)), Path(str(spec.eval_file))),
+        text_columns=texts,
+        label_column=label,
+        metrics=("accuracy", "f1"),
+    )
+
+
+def _complete(path: Path, name: str, column: Column) -> list[str]:
+    missing = [row for row, value in enumerate(column, 1) if value is None or not value.strip()]
+    if missing:
+        raise BakeoffError(
+            f"{path}: column {name!r} is empty or missing in {len(missing)} of {len(column)} rows "
+            f"(first: data row {missing[0]}); fill them in or leave these rows out."
+        )
+    return [value for value in column if value is not None]
+
+
+def _positions(path: Path, columns: Sequence[str], header: Sequence[str]) -> list[int]:
+    """Where the wanted columns are in the header."""
+    if double := sorted({name for name in header if header.count(name) > 1}):
+        raise BakeoffError(f"{path}: more than one column is called {double[0]!r}; rename them.")
+    for name in columns:
+        if name not in header:
+            raise BakeoffError(f"{path}: {unknown('column', name, header)}")
+    return [header.index(name) for name in columns]
+
+
+def _decode(path: Path) -> str:
+    content = path.read_bytes()
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        likely = "UTF-16" if content.startswith((b"\xff\xfe", b"\xfe\xff")) else "WINDOWS-1252"
+        raise BakeoffError(
+            f"{path}: byte 0x{content[error.start]:02x} in line {line} is not UTF-8; convert the file, "
+            f"such as with: iconv -f {likely} -t UTF-8 {path.name} > converted{path.suffix}"
+        ) from None
+    if not text or text.isspace():
+        raise BakeoffError(f"{path} is empty.")
+    return text
+
+
+def _delimited_rows(path: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+    """Every row that is not an empty line, with the line it begins in."""
+    # `strict`, as otherwise a stray quotation mark swallows the rows up to the next one.
+    reader = csv.reader(io.StringIO(_decode(path), newline=""), delimiter=delimiter, strict=True)
+    limit = csv.field_size_limit(2**31 - 1)  # the default, 128 KiB, is shorter than a long document
+    line = 1
+    try:
+        for row in reader:
+            if row:
+                yield line, row
+            line = reader.line_num + 1
+    except csv.Error as error:
+        raise BakeoffError(
+            f"{path}: the row that begins in line {line} is not valid ({error}); a field that begins with a "
+            "double quote must end with one, and those inside it are doubled."
+        ) from None
+    finally:
+        csv.field_size_limit(limit)
+
+
+def _read_delimited(path: Path, columns: Sequence[str], delimiter: str) -> list[Column]:
+    rows = _delimited_rows(path, delimiter)
+    _, header = next(rows)
+    positions = _positions(path, columns, header)
+    found: list[Column] = [[] for _ in columns]
+    for line, row in rows:
+        if len(row) != len(header):
+            raise BakeoffError(
+                f"{path}: the row that begins in line {line} has {len(row)} fields, the header has "
+                f"{len(header)}; put texts that hold the separator in double quotes."
+            )
+        for column, position in zip(found, positions, strict=True):
+            column.append(row[position])
+    return found
+
+
+def _read_csv(path: Path, columns: Sequence[str]) -> list[Column]:
+    return _read_delimited(path, columns, ",")
+
+
+def _read_tsv(path: Path, columns: Sequence[str]) -> list[Column]:
+    return _read_delimited(path, columns, "\t")
+
+
+def _read_jsonl(path: Path, columns: Sequence[str]) -> list[Column]:
+    rows = []
+    for number, line in enumerate(_decode(path).split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            # Numbers stay the text they are: 1.0 and 1 are two labels, as in a csv file.
+            row = json.loads(
+                line, parse_int=str, parse_float=str, parse_constant=_no_json, object_pairs_hook=_no_double
+            )
+            if not isinstance(row, dict):
+                raise ValueError('a line is an object, such as {"text": "…", "label": "…"}')
+            json_row = {name: _json_text(name, row.get(name)) for name in columns}
+        except json.JSONDecodeError as error:
+            raise BakeoffError(
+                f"{path}: line {number} is not valid JSON ({error.msg}, character {error.colno})."
+            ) from None
+        except (ValueError, RecursionError) as error:
+            raise BakeoffError(f"{path}: line {number} is not valid: {error}.") from None
+        rows.append((row.keys(), json_row))
+    _positions(path, columns, list(dict.fromkeys(name for keys, _ in rows for name in keys)))
+    return [[row[name] for _, row in rows] for name in columns]
+
+
+def _no_json(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON value")
+
+
+def _no_double(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(values := dict(pairs)) < len(pairs):
+        raise ValueError(f"a name is there twice among {', '.join(name for name, _ in pairs)}")
+    return values
+
+
+def _json_text(name: str, value: Any) -> str | None:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        raise ValueError(f"{name!r} holds a list or an object, not a text")
+    value.encode()  # half of a surrogate pair, which JSON can escape, is no text: a ValueError
+    return value
+
+
+def _read_parquet(path: Path, columns: Sequence[str]) -> list[Column]:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as file:
+            _positions(path, columns, file.schema_arrow.names)
+            table = file.read(columns=list(columns))
+    except pa.ArrowException as error:
+        raise BakeoffError(f"{path}: not readable as parquet ({' '.join(str(error).split())}).") from None
+    found = []
+    for name in columns:
+        column = table[name]
+        if pa.types.is_floating(column.type):  # dataframes write a missing number as NaN
+            column = pc.if_else(pc.is_nan(column), None, column)
+        try:
+            found.append(column.cast(pa.string()).to_pylist())
+        except (pa.ArrowException, UnicodeDecodeError):
+            raise BakeoffError(f"{path}: column {name!r} is no text, but {column.type}.") from None
+    return found
+
+
+READERS: dict[str, Callable[[Path, Sequence[str]], list[Column]]] = {
+    ".parquet": _read_parquet,
+    ".csv": _read_csv,
+    ".tsv": _read_tsv,
+    ".jsonl": _read_jsonl,
+}

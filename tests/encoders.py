@@ -1,0 +1,60 @@
+"""Tiny random encoders of every tested family, and of the layouts of two Hub checkpoints."""
+
+import torch
+from transformers import AutoConfig, AutoModelForMaskedLM, AutoModelForSequenceClassification
+
+_SMALL = {
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "vocab_size": 60,
+    "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
+}
+_TOKENS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "cls_token_id": 1, "sep_token_id": 2}
+
+FAMILIES = {
+    "bert": _SMALL,
+    "roberta": _SMALL | {"max_position_embeddings": 514},
+    "distilbert": {
+        "dim": 32, "n_layers": 3, "n_heads": 4, "hidden_dim": 64, "vocab_size": 60,
+        "dropout": 0.0, "attention_dropout": 0.0, "seq_classif_dropout": 0.0,
+    },
+    "electra": _SMALL,
+    "modernbert": _SMALL | _TOKENS | {"global_attn_every_n_layers": 3, "local_attention": 8},
+    "eurobert": _SMALL | _TOKENS | {"num_key_value_heads": 2, "mask_token_id": 3},
+    "albert": _SMALL | {"embedding_size": 16},
+    "xlm-roberta": _SMALL | {"max_position_embeddings": 514},
+}  # fmt: skip
+
+#: Families that do not dispatch; deberta and fnet accept an attention's name and never call it.
+REFUSED = ["deberta", "deberta-v2", "fnet", "yoso", "mpnet", "roformer", "nystromformer", "convbert"]
+
+HEADS = {"classification": AutoModelForSequenceClassification, "masked-lm": AutoModelForMaskedLM}
+
+
+def config(family, **changes):
+    return AutoConfig.for_model(family, **(FAMILIES.get(family, _SMALL) | changes))
+
+
+def save(folder, family, head="classification", seed=0, **changes):
+    """A random model of `family` on disk; weights spread enough for attention to matter."""
+    torch.manual_seed(seed)
+    model = HEADS[head].from_config(config(family, **changes)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 2:
+                parameter.normal_(std=0.3)
+    model.save_pretrained(folder)
+    return model
+
+
+def batch(B=2, N=20, vocab=60, side="right", seed=0):
+    """Token ids and a mask with every row but the first padded."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(5, vocab, (B, N), generator=generator)
+    keep = torch.arange(N) < torch.tensor([N] + [N - 3 * i for i in range(1, B)])[:, None]
+    if side == "left":
+        keep = keep.flip(1)
+    return {"input_ids": ids.where(keep, 0), "attention_mask": keep.long()}

