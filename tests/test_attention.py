@@ -1,5 +1,7 @@
 """Every mechanism against its n x n reference and against the contract in attention/base.py."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -167,7 +169,7 @@ def test_random_patterns_follow_seed_and_layer_alone(name):
     assert (numpy.random.get_state()[1] == np_state).all()
     torch.manual_seed(99)
     close(attend(build(name, layer, SMALL[name]).double(), *x), out, 0)
-    for other in (layer._replace(seed=4), layer._replace(index=2)):
+    for other in (replace(layer, seed=4), replace(layer, index=2)):
         assert (attend(build(name, other, SMALL[name]).double(), *x) - out).abs().max() > 1e-3
 
 
@@ -341,7 +343,7 @@ def test_state_round_trips_and_starts_as_declared(name):
     attention = build(name, layer, SMALL[name])
     for key, value in attention.initial_state().items():
         close(attention.state_dict()[key], value, 0)
-    again = build(name, layer._replace(seed=5), SMALL[name])
+    again = build(name, replace(layer, seed=5), SMALL[name])
     again.load_state_dict(attention.state_dict())
     x = inputs(1, 60, torch.float32)
     if name != "bigbird":  # its pattern is no state: it follows the seed, which the config keeps

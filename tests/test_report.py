@@ -10,7 +10,7 @@ import pytest
 
 import fixture_runs
 from bakeoff import report
-from bakeoff.compare import compare
+from bakeoff.comparison import compare
 from bakeoff.report import plots
 from bakeoff.report.html import disagreements
 from fixture_runs import write_run

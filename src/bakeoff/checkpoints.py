@@ -7,10 +7,10 @@ safetensors only.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import importlib.util
-import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -42,10 +42,8 @@ from bakeoff.encoder import (
 )
 from bakeoff.errors import BakeoffError
 
-logger = logging.getLogger(__name__)
-
 Head = Literal["classification", "masked-lm"]
-HEADS: dict[Head, tuple[type, type[BakeoffForSequenceClassification] | type[BakeoffForMaskedLM]]] = {
+HEADS: dict[Head, tuple[Any, type[BakeoffForSequenceClassification] | type[BakeoffForMaskedLM]]] = {
     "classification": (AutoModelForSequenceClassification, BakeoffForSequenceClassification),
     "masked-lm": (AutoModelForMaskedLM, BakeoffForMaskedLM),
 }
@@ -113,9 +111,26 @@ def _unreadable(base: str | Path, error: Exception, what: str = "model") -> Bake
     if Path(str(base)).exists():
         return BakeoffError(f"{base}: no {what} that transformers can read here ({reason})")
     return BakeoffError(
-        f"no {what} {str(base)!r}: not a folder, and the Hub could not give it. Check the name and the network, "
-        f"or give a folder with config.json, model.safetensors and the tokenizer. ({reason})"
+        f"no {what} {str(base)!r}: not a folder, and the Hub could not give it. Check the name and the "
+        f"network, or give a folder with config.json, model.safetensors and the tokenizer. ({reason})"
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class Base:
+    """What an encoder is, known before its weights are read."""
+
+    family: str
+    hidden_size: int
+    layers: int
+    max_tokens: int
+
+
+def inspect(base: str | Path, head: Head = "classification") -> Base:
+    """The encoder that `base` names. Raises `BakeoffError` where it does not dispatch."""
+    config, _ = _dispatching(load_config(base))
+    sites, held = discover(config, HEADS[head][0])
+    return Base(config.model_type, config.hidden_size, sum(site.calls for site in sites), held)
 
 
 def load(
@@ -155,8 +170,8 @@ def load(
             "ignore_mismatched_sizes": True,  # a head for other classes gives way to a new one
         }
     if source.model_type == NAME:
-        stated = dict(source.attention_options)
-        if attention != source.attention or stated | dict(attention_options or {}) != stated:
+        own = dict(source.attention_options)
+        if attention != source.attention or own | dict(attention_options or {}) != own:
             raise BakeoffError(
                 f"{base} is converted already, to {source.attention}; convert its dense base instead."
             )
@@ -167,15 +182,20 @@ def load(
             )
         return model
 
-    options = dict(attention_options or {})
+    config, stated = _dispatching(source)
+    discover(config, auto_class)  # refuse before reading weights
+    pretrained = _from_pretrained(auto_class, base, path, **for_labels)
+    state = pretrained.state_dict()
+    for key in ("id2label", "label2id", "problem_type"):
+        setattr(config, key, getattr(pretrained.config, key))
     if source.model_type in _RENAMES:
-        config, state, stated = _RENAMES[source.model_type](auto_class, base, path, source, for_labels)
-        options = (stated if attention == source.model_type.replace("_", "") else {}) | options
-    else:
-        discover(source, auto_class)  # refuse before loading weights
-        dense = _from_pretrained(auto_class, base, path, **for_labels)
-        config, state = dense.config, dense.state_dict()
-        del dense
+        state = _RENAMES[source.model_type](state, head)
+        # A head without counterpart starts anew, as any new head does.
+        fresh = auto_class.from_config(config).state_dict()
+        state = {key: value for key, value in fresh.items() if key not in state} | state
+        if attention != source.model_type.replace("_", ""):
+            stated = {}
+    options = stated | dict(attention_options or {})
     config, state = extend_positions(config, state, auto_class, max_length)
     model = our_class(
         BakeoffConfig.wrap(
@@ -208,7 +228,7 @@ def convert(base: str | Path, attention: str, output: str | Path, **kwargs: Any)
 
 
 def extend_positions(
-    config: PreTrainedConfig, state: Mapping[str, Tensor], auto_class: type, max_length: int | None
+    config: PreTrainedConfig, state: Mapping[str, Tensor], auto_class: Any, max_length: int | None
 ) -> tuple[PreTrainedConfig, dict[str, Tensor]]:
     """Room for `max_length` tokens: learned positions are copied, end to end; rotary ones need no weights.
 
@@ -232,7 +252,7 @@ def extend_positions(
     return config, state
 
 
-def _from_pretrained(model_class: type, base: str | Path, path: str, **kwargs: Any) -> PreTrainedModel:
+def _from_pretrained(model_class: Any, base: str | Path, path: str, **kwargs: Any) -> PreTrainedModel:
     try:
         return model_class.from_pretrained(
             path, use_safetensors=True, trust_remote_code=False, dtype=torch.float32, **kwargs
@@ -282,53 +302,49 @@ def _copy_projections(model: PreTrainedModel, path: str, mechanism: Longformer) 
             target.bias.copy_(bias[index])
 
 
-_Renamed = tuple[PreTrainedConfig, dict[str, Tensor], dict[str, Any]]
+def _dispatching(source: PreTrainedConfig) -> tuple[PreTrainedConfig, dict[str, Any]]:
+    """The config of a family that dispatches, for these weights, and the attention options they state."""
+    values = source.to_dict()
+    if source.model_type == NAME:
+        return source.encoder_config(), dict(source.attention_options)
+    if source.model_type == "longformer":  # RoBERTa with global projections and more positions
+        windows = values["attention_window"]
+        windows = windows if isinstance(windows, list) else [windows] * source.num_hidden_layers
+        return RobertaConfig(**_shared(values, RobertaConfig)), {"window": windows}
+    if source.model_type == "big_bird":  # BERT, but for its classification head
+        if source.rescale_embeddings or not source.use_bias:
+            raise BakeoffError("a big_bird with rescaled embeddings or without biases is no BERT.")
+        options = {"block_size": source.block_size, "num_random_blocks": source.num_random_blocks}
+        return BertConfig(**_shared(values, BertConfig)), options
+    return source, {}
 
 
-def _rename_longformer(
-    auto_class: type, base: str | Path, path: str, source: PreTrainedConfig, labels: Mapping[str, Any]
-) -> _Renamed:
-    """Longformer is RoBERTa with `*_global` projections and more positions."""
-    model = _from_pretrained(auto_class, base, path, **labels)
-    values = model.config.to_dict()
-    windows = values.pop("attention_window")
-    config = RobertaConfig(**_shared(values, RobertaConfig))
-    state = {}
-    for key, tensor in model.state_dict().items():
+def _rename_longformer(state: Mapping[str, Tensor], head: Head) -> dict[str, Tensor]:
+    """To RoBERTa's names; the global projections to the mechanism's."""
+    renamed = {}
+    for key, tensor in state.items():
         key = key.replace("longformer.", "roberta.", 1) if key.startswith("longformer.") else key
         for part in ("query_global", "key_global", "value_global"):
             key = key.replace(f".{part}.", f".{NAME}.{part}.")
-        state[key] = tensor
-    windows = windows if isinstance(windows, list) else [windows] * config.num_hidden_layers
-    return config, state, {"window": windows}
+        renamed[key] = tensor
+    return renamed
 
 
-def _rename_bigbird(
-    auto_class: type, base: str | Path, path: str, source: PreTrainedConfig, labels: Mapping[str, Any]
-) -> _Renamed:
-    """BigBird's body is BERT; its classification head is not, and starts anew."""
-    if source.rescale_embeddings or not source.use_bias:
-        raise BakeoffError(f"{base}: a big_bird with rescaled embeddings or without biases is no BERT.")
-    model = _from_pretrained(auto_class, base, path, **labels)
-    config = BertConfig(**_shared(model.config.to_dict(), BertConfig))
+def _rename_bigbird(state: Mapping[str, Tensor], head: Head) -> dict[str, Tensor]:
+    """To BERT's names, without BigBird's own classification head."""
     # BERT's masked-LM model has no pooler; BigBird's keeps one that nothing reads.
-    dropped = ("classifier.",) if auto_class is AutoModelForSequenceClassification else ("bert.pooler.",)
-    state = {
+    dropped = ("classifier.",) if head == "classification" else ("bert.pooler.",)
+    return {
         key.replace("bert.pooler.", "bert.pooler.dense."): tensor
-        for key, tensor in model.state_dict().items()
+        for key, tensor in state.items()
         if not key.startswith(dropped)
     }
-    if auto_class is AutoModelForSequenceClassification:
-        if any("ForSequenceClassification" in name for name in source.architectures or ()):
-            logger.warning(
-                "%s: a fine-tuned BigBird head has no counterpart in BERT; the head starts anew.", base
-            )
-        fresh = auto_class.from_config(config).state_dict()
-        state |= {key: value for key, value in fresh.items() if key not in state}
-    return config, state, {"block_size": source.block_size, "num_random_blocks": source.num_random_blocks}
 
 
-_RENAMES = {"longformer": _rename_longformer, "big_bird": _rename_bigbird}
+_RENAMES: dict[str, Callable[[Mapping[str, Tensor], Head], dict[str, Tensor]]] = {
+    "longformer": _rename_longformer,
+    "big_bird": _rename_bigbird,
+}
 
 
 def _shared(values: Mapping[str, Any], target: type[PreTrainedConfig]) -> dict[str, Any]:

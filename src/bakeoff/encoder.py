@@ -127,7 +127,7 @@ class Site:
     sliding_window: int | None  # the family's own local attention: |i - j| < sliding_window
 
 
-def discover(config: PreTrainedConfig, auto_class: type) -> tuple[list[Site], int]:
+def discover(config: PreTrainedConfig, auto_class: Any) -> tuple[list[Site], int]:
     """The attention layers that dispatch in a family, in order, and the tokens its positions hold.
 
     Raises:
@@ -265,7 +265,7 @@ class _Bakeoff(PreTrainedModel):
     # Otherwise Trainer trusts the model to divide its loss by the items of all accumulation steps; a
     # classifier takes the mean of its own step, and the gradient is too large by the number of steps.
     accepts_loss_kwargs = False
-    auto_class: ClassVar[type]
+    auto_class: ClassVar[Any]
 
     def __init__(self, config: BakeoffConfig) -> None:
         super().__init__(config)

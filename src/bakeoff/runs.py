@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from bakeoff.errors import BakeoffError
+from bakeoff.spec import RunSpec
 
 SCHEMA = 1
 RECORD = "run.json"
@@ -158,6 +159,17 @@ def load(folder: Path) -> RunRecord:
         return RunRecord.from_dict(values)
     except BakeoffError as error:
         raise BakeoffError(f"{path}: {error}") from None
+
+
+def finished(spec: RunSpec) -> RunRecord | None:
+    """The record of this very run, if it was made and ended well."""
+    folder = Path(spec.output_dir) / spec.run_id()
+    if not (folder / RECORD).exists():
+        return None
+    record = load(folder)
+    if record.digest != spec.digest():
+        raise BakeoffError(f"{folder} holds another run; choose another --output-dir.")
+    return record if record.status == "ok" else None
 
 
 def find(root: Path) -> Iterator[tuple[Path, RunRecord]]:

@@ -22,7 +22,7 @@ from bakeoff.errors import BakeoffError, unknown
 Option = int | float | bool | str | tuple[int, ...]
 
 #: Fields that say where things lie or how fast they go, and never what the result is.
-_NOT_IDENTITY = frozenset({"output_dir", "data_dir", "save_model", "save_steps", "logging_steps"})
+NOT_IDENTITY = frozenset({"output_dir", "data_dir", "save_model", "save_steps"})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,6 +87,7 @@ class RunSpec:
     attention: AttentionSpec = dataclasses.field(default_factory=lambda: AttentionSpec("dense"))
     attention_dropout: float = 0.0
     max_length: int | None = None
+    extend_positions: bool = False  # copy learned positions where max_length exceeds them
 
     # How: names and meanings of transformers.TrainingArguments.
     learning_rate: float | None = None
@@ -101,7 +102,6 @@ class RunSpec:
     seed: int = 42
     bf16: bool = False
     gradient_checkpointing: bool = False
-    logging_steps: int = 20
     save_steps: int = 200
 
     # Where.
@@ -138,7 +138,7 @@ class RunSpec:
 
     def digest(self) -> str:
         """SHA-256 over what decides the result: every such field, and the content of own files."""
-        identity = {k: v for k, v in self.to_dict().items() if k not in _NOT_IDENTITY}
+        identity = {k: v for k, v in self.to_dict().items() if k not in NOT_IDENTITY}
         for field in ("train_file", "eval_file"):
             path = identity[field]
             if path is not None:
@@ -235,7 +235,6 @@ _POSITIVE = (
     "gradient_accumulation_steps",
     "num_train_epochs",
     "max_grad_norm",
-    "logging_steps",
     "save_steps",
 )
 

@@ -20,14 +20,16 @@ The contract, tested for every mechanism:
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import dataclasses
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-class Layer(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Layer:
     """The geometry of the attention layer a mechanism is built for."""
 
     index: int
@@ -46,9 +48,15 @@ class Attention(nn.Module):
     #: True if `forward` takes the layer's input beside q, k and v: `hidden_BNE`, `rotary` and `global_BN`.
     needs_layer_input = False
 
+    #: What `forward` is to receive in the coming call, left here by the bridge if `needs_layer_input`.
+    layer_input: dict[str, Any]
+    #: Dropout on the attention probabilities in training; None leaves it to the encoder's own config.
+    dropout: float | None = None
+
     def __init__(self, layer: Layer) -> None:
         super().__init__()
         self.layer = layer
+        self.layer_input = {}
 
     def forward(
         self,

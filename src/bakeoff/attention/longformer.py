@@ -67,7 +67,7 @@ class Longformer(Attention):
             self.key_global = nn.Linear(layer.hidden_size, kv_size)
             self.value_global = nn.Linear(layer.hidden_size, kv_size)
 
-    def forward(  # type: ignore[override]  # the mechanism that needs the layer's input
+    def forward(
         self,
         q_BHND: Tensor,
         k_BHND: Tensor,
@@ -114,16 +114,17 @@ class Longformer(Attention):
             q_BHND, k_BHND, v_BHND, keep_BN, self.radius, global_BN, index_BG, present_BG,
             scaling=scaling, dropout_p=dropout_p,
         )  # fmt: skip
-        if self.separate_global:
-            if hidden_BNE is None:
-                raise ValueError(
-                    "longformer with separate global projections needs the layer's input (hidden_BNE)."
-                )
-            q_g, k_g, v_g = self._project(hidden_BNE, index_BG, rotary)
-        else:
-            q_g, k_g, v_g = take_tokens(q_BHND, index_BG), k_BHND, v_BHND
         allowed = None if keep_BN is None else keep_BN[:, None, None, :]
-        out_BHGD = softmax_attention(q_g, k_g, v_g, allowed, scaling=scaling, dropout_p=dropout_p)
+        if not self.separate_global:
+            q_g = take_tokens(q_BHND, index_BG)
+            out_BHGD = softmax_attention(q_g, k_BHND, v_BHND, allowed, scaling=scaling, dropout_p=dropout_p)
+        elif hidden_BNE is None:
+            raise ValueError("longformer with separate global projections needs the layer's input.")
+        elif rotary is None and not dropout_p and count <= self.layer.head_dim:
+            out_BHGD = self._attend_unprojected(hidden_BNE, index_BG, allowed, scaling)
+        else:
+            q_g, k_g, v_g = self._project(hidden_BNE, index_BG, rotary)
+            out_BHGD = softmax_attention(q_g, k_g, v_g, allowed, scaling=scaling, dropout_p=dropout_p)
         # A row with fewer global tokens than its batch mates keeps its local output in the spare places.
         out_BHGD = torch.where(present_BG[:, None, :, None], out_BHGD, take_tokens(out, index_BG))
         out = out.scatter(2, index_BG[:, None, :, None].expand_as(out_BHGD), out_BHGD)
@@ -147,6 +148,31 @@ class Longformer(Attention):
         groups = self.layer.num_heads // self.layer.num_key_value_heads
         return q, k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
 
+    def _attend_unprojected(
+        self, hidden_BNE: Tensor, index_BG: Tensor, allowed: Tensor | None, scaling: float
+    ) -> Tensor:
+        """Global rows without global keys and values for every token: (B, H, G, D).
+
+        q · (W x + b) = (qᵀ W) x + q · b, whose last term is the same for all keys and cancels; and the
+        weights sum to 1, so that Σ p (W x + b) = W (Σ p x) + b. A few queries then cost two small products
+        instead of two projections of the whole sequence. It holds without dropout and rotation only.
+        """
+        B, _, E = hidden_BNE.shape
+        H, D, G = self.layer.num_heads, self.layer.head_dim, index_BG.shape[1]
+        groups = H // self.layer.num_key_value_heads
+        key_HDE, value_HDE = (
+            p.weight.view(-1, D, E).repeat_interleave(groups, 0) for p in (self.key_global, self.value_global)
+        )
+        chosen_BGE = hidden_BNE.gather(1, index_BG[:, :, None].expand(B, G, E))
+        q_BHGD = self.query_global(chosen_BGE).unflatten(-1, (H, D)).transpose(1, 2)
+        # As einsum, a product per head over all rows; a broadcast matmul would be one per row and head.
+        absorbed = torch.einsum("bhgd,hde->bhge", q_BHGD, key_HDE).flatten(1, 2)[:, None]
+        x = hidden_BNE[:, None]
+        pooled = softmax_attention(absorbed, x, x, allowed, scaling=scaling, dropout_p=0.0)
+        bias_HD = self.value_global.bias.view(-1, D).repeat_interleave(groups, 0)
+        out = torch.einsum("bhge,hde->bhgd", pooled[:, 0].unflatten(1, (H, G)), value_HDE)
+        return out + bias_HD[:, None]
+
     def flops(self, n: int) -> float:
         """4 H D n (window + 1 + G), the window cut where the sequence ends it."""
         local = min(n, 2 * self.radius + 1 + self.global_tokens)
@@ -154,6 +180,45 @@ class Longformer(Attention):
 
     def covers(self, n: int) -> bool:
         """Whether the window spans the sequence. Global tokens with own projections still differ."""
+        return n - 1 <= self.radius
+
+
+class Window(Attention):
+    """A sliding window without global tokens: the local layers of families that alternate (ModernBERT).
+
+    Args:
+        layer: the layer's geometry.
+        radius: tokens seen on either side.
+    """
+
+    paper = Longformer.paper
+
+    def __init__(self, layer: Layer, *, radius: int) -> None:
+        super().__init__(layer)
+        self.radius = radius
+
+    def forward(
+        self,
+        q_BHND: Tensor,
+        k_BHND: Tensor,
+        v_BHND: Tensor,
+        keep_BN: Tensor | None = None,
+        *,
+        scaling: float,
+        dropout_p: float = 0.0,
+    ) -> Tensor:
+        """Attend; see `Attention.forward`."""
+        out = window_attention(
+            q_BHND, k_BHND, v_BHND, keep_BN, self.radius, scaling=scaling, dropout_p=dropout_p
+        )
+        return zero_padding(out, keep_BN)
+
+    def flops(self, n: int) -> float:
+        """4 H D n (2 radius + 1)."""
+        return 4.0 * self.layer.num_heads * self.layer.head_dim * n * min(n, 2 * self.radius + 1)
+
+    def covers(self, n: int) -> bool:
+        """Whether the window spans the sequence."""
         return n - 1 <= self.radius
 
 

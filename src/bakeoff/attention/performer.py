@@ -73,29 +73,36 @@ class Performer(Attention):
         with torch.autocast(q_BHND.device.type, enabled=False):
             # An exponential of a bf16 number is off by up to a factor: features are at least fp32.
             wide = torch.promote_types(dtype, torch.float32)
-            q_BHNM = self._exponents(q_BHND.to(wide) * scaling**0.5)
-            k_BHNM = self._exponents(k_BHND.to(wide) * scaling**0.5)
-            if keep_BN is not None:
-                k_BHNM = k_BHNM.masked_fill(~keep_BN[:, None, :, None], torch.finfo(wide).min)
-            q_BHNM = (q_BHNM - q_BHNM.detach().amax(-1, keepdim=True)).exp() + EPSILON
-            k_BHNM = (k_BHNM - k_BHNM.detach().amax((-2, -1), keepdim=True)).exp() + EPSILON
-            if keep_BN is not None:
-                k_BHNM = k_BHNM.masked_fill(~keep_BN[:, None, :, None], 0.0)
+            q, k = q_BHND.to(wide) * scaling**0.5, k_BHND.to(wide) * scaling**0.5
             v_and_one = F.pad(v_BHND.to(wide), (0, 1), value=1.0)
-            out = q_BHNM @ (k_BHNM.transpose(-1, -2) @ v_and_one)
+            k_offset = k.square().sum(-1, keepdim=True) / -2
+            if keep_BN is not None:  # padding has no features, whatever it holds
+                padding = ~keep_BN[:, None, :, None]
+                k_offset = k_offset.masked_fill(padding, torch.finfo(wide).min / 2)
+                k, v_and_one = k.masked_fill(padding, 0.0), v_and_one.masked_fill(padding, 0.0)
+            projection = self.projection_HMD.to(wide)
+            # A query's own |q|²/2 is the same for all its features and cancels; a key's rides along as one
+            # more column of the product.
+            q_BHNM = _exponential(q @ projection.mT, (-1,))
+            k_BHNM = _exponential(
+                torch.cat((k, k_offset), -1) @ F.pad(projection, (0, 1), value=1.0).mT, (-2, -1)
+            )
+            # (φ(q) + ε) (φ(k) + ε)ᵀ [v, 1], with ε taken out of the large features into the small products.
+            summed_BHMD = k_BHNM.mT @ v_and_one + EPSILON * v_and_one.sum(-2, keepdim=True)
+            out = q_BHNM @ summed_BHMD + EPSILON * summed_BHMD.sum(-2, keepdim=True)
             # A row that is all padding has no features: its quotient is 0 / 0 without the bound.
             out = out[..., :-1] / out[..., -1:].clamp_min(torch.finfo(wide).tiny)
         return zero_padding(F.dropout(out.to(dtype), dropout_p), keep_BN)
-
-    def _exponents(self, x_BHND: Tensor) -> Tensor:
-        """w · x - |x|²/2: (B, H, N, M)."""
-        projection = self.projection_HMD.to(x_BHND.dtype)
-        return x_BHND @ projection.transpose(-1, -2) - x_BHND.square().sum(-1, keepdim=True) / 2
 
     def flops(self, n: int) -> float:
         """4 H n M D for the features, 4 H n M (D + 1) for the products."""
         layer = self.layer
         return 4.0 * layer.num_heads * n * self.num_features * (2 * layer.head_dim + 1)
+
+
+def _exponential(x_BHNM: Tensor, dims: tuple[int, ...]) -> Tensor:
+    """exp(x - max over dims), in place: features are the largest tensors here."""
+    return x_BHNM.sub_(x_BHNM.detach().amax(dims, keepdim=True)).exp_()
 
 
 def _orthogonal(rows: int, dim: int, generator: torch.Generator) -> Tensor:

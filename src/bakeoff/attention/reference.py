@@ -86,12 +86,14 @@ def performer(
     projection = attention.projection_HMD.to(q.dtype)
 
     def exponents(x: Tensor) -> Tensor:
-        x = x * scaling**0.5
-        return torch.einsum("bhnd,hmd->bhnm", x, projection) - (x**2).sum(-1, keepdim=True) / 2
+        return torch.einsum("bhnd,hmd->bhnm", x * scaling**0.5, projection)
 
+    # A query's own |q|²/2 would cancel in the quotient.
     features_q = (exponents(q) - exponents(q).amax(-1, keepdim=True).detach()).exp() + EPSILON
     real = keep_BN[:, None, :, None]
-    exponents_k = exponents(k).where(real, torch.finfo(k.dtype).min)
+    exponents_k = (exponents(k) - scaling * (k**2).sum(-1, keepdim=True) / 2).where(
+        real, torch.finfo(k.dtype).min
+    )
     features_k = ((exponents_k - exponents_k.amax((2, 3), keepdim=True).detach()).exp() + EPSILON).where(
         real, 0.0
     )

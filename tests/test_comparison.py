@@ -9,9 +9,9 @@ import pytest
 from rich.console import Console
 
 import fixture_runs
-from bakeoff import compare as comparing
+from bakeoff import comparison as comparing
 from bakeoff import runs
-from bakeoff.compare import compare
+from bakeoff.comparison import compare
 from bakeoff.errors import BakeoffError
 from fixture_runs import write_run
 
@@ -23,7 +23,7 @@ evaluated on a sample of 200 of 12,432 rows
 - dense and performer are tied (p = 0.59): dense has 85.00 % (79.39 to 89.29), and the other is at most \
 9.8 points behind.
 - Choose dense: none of the tied is 1.2 × cheaper to train or to evaluate.
-- 200 rows are few: differences under about 10.4 points cannot be told from chance.
+- 200 rows and 1 seed are few: differences under about 10.4 points cannot be told from chance.
 - With one seed, an interval is for the evaluation rows alone; another seed may move it further.
 
 | attention         | train loss | train s | eval accuracy % | eval s |    p | seeds |
@@ -76,7 +76,7 @@ def test_verdict_names_the_tie_the_loser_the_coin_and_what_failed(bakeoff):
         s.startswith("performer trains 2.0 × faster, evaluates 2.5 × faster and loses 10.0 points")
         for s in said
     )
-    assert any(s.startswith("longformer is dense attention, the same function, on 90 %") for s in said)
+    assert any(s.startswith("longformer computes dense attention, the same function, on 90 %") for s in said)
     (coin,) = [s for s in said if s.startswith("linformer")]
     assert "linformer learned nothing: 50.00 % against 55.25 % for always answering 'positive'" in coin
     assert "its probabilities lie within [0.49, 0.51]" in coin
@@ -130,7 +130,7 @@ def test_a_row_that_is_dense_here_is_never_chosen_over_dense(tmp_path):
     write_run(tmp_path, "longformer", range(2, 43), train_seconds=50.0, share_dense=1.0)
     said = group_of(tmp_path).verdict
     assert any(s.startswith("Choose dense") for s in said)
-    assert any("longformer is dense attention" in s for s in said)
+    assert any("longformer computes dense attention" in s for s in said)
 
 
 def test_a_clear_winner(tmp_path):
@@ -223,12 +223,19 @@ def test_several_folders_and_the_same_folder_twice(tmp_path):
 
 def test_a_good_run_without_usable_predictions_is_listed(tmp_path):
     (write_run(tmp_path, "dense", range(40)) / runs.PREDICTIONS).unlink()
-    folder = write_run(tmp_path, "performer", range(40))
-    runs.Predictions([0], [5], [[0.0, 1.0]], [3], ["x"]).save(folder)
+    unusable = {
+        "labels outside 0 to 1": runs.Predictions([0], [5], [[0.0, 1.0]], [3], ["x"]),
+        "logits that do not number 2": runs.Predictions([0], [1], [[0.0, 1.0, 2.0]], [3], ["x"]),
+        "logits that are no table": runs.Predictions([0, 1], [1, 1], [[0.0, 1.0], [2.0]], [3, 3], ["x", "y"]),
+        "no rows": runs.Predictions([], [], [], [], []),
+    }
+    for i, predictions in enumerate(unusable.values()):
+        predictions.save(write_run(tmp_path, "performer", range(40), seed=i))
     comparison = compare(tmp_path)
     assert comparison.groups == ()
-    assert {failure.status for failure in comparison.failures} == {"no predictions", "unusable"}
-    assert "labels outside 0 to 1" in terminal(comparison)
+    assert [failure.status for failure in comparison.failures] == ["no predictions", *["unusable"] * 4]
+    for problem, failure in zip(unusable, comparison.failures[1:], strict=True):
+        assert problem in failure.error
 
 
 def test_no_runs_is_one_clear_error(tmp_path):
@@ -253,7 +260,7 @@ def test_divergence_is_named(tmp_path):
         tmp_path, "dense", logits=np.full((400, 2), math.nan), losses=(0.69, math.nan), learning_rate=0.1
     )
     fault = fault_of(tmp_path)
-    assert "training diverged" in fault
+    assert "so training diverged" in fault
     assert "lower the learning rate (0.1)" in fault
     json.dumps(comparing.to_json(compare(tmp_path)), allow_nan=False)
 
@@ -274,7 +281,10 @@ def test_one_seed_of_two_that_did_not_learn(tmp_path):
     write_run(tmp_path, "dense", range(20), seed=1)
     write_run(tmp_path, "dense", range(0, 400, 2), seed=2)
     assert fault_of(tmp_path).startswith("learned nothing in 1 of 2 seeds")
-    assert group_of(tmp_path).verdict[0] == "No run learned the task, so there is nothing to choose."
+    assert (
+        group_of(tmp_path).verdict[0]
+        == "No attention learned the task in all of its runs, so there is nothing to choose."
+    )
 
 
 def test_f1_is_shown_where_the_task_has_it(tmp_path):
@@ -316,7 +326,7 @@ def test_hostile_text_is_shown_and_not_obeyed(tmp_path):
 
 def test_nothing_heavy_is_imported():
     code = (
-        "import sys, bakeoff.compare, bakeoff.report; "
+        "import sys, bakeoff.comparison, bakeoff.report; "
         "assert not {'torch', 'transformers', 'datasets', 'plotly', 'sklearn', 'scipy'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,457 @@
+"""The command line: parse, call, print."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+import json
+import sys
+import typing
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from bakeoff.errors import BakeoffError
+from bakeoff.spec import AttentionSpec, GridSpec, RunSpec, load_yaml
+
+if TYPE_CHECKING:
+    from bakeoff import runs
+
+app = typer.Typer(
+    name="bakeoff",
+    help="Fine-tune, evaluate and compare efficient-attention text encoders against dense attention.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+out = Console()
+err = Console(stderr=True)
+
+#: Every field of a run as a flag: (flag, help). The table is the flags of run, check and grid.
+FLAGS: dict[str, tuple[str, str]] = {
+    "task": ("--task", "A task by name; bakeoff ls tasks lists them."),
+    "train_file": ("--train", "Your own training file: csv, tsv, jsonl or parquet."),
+    "eval_file": ("--eval", "Your own evaluation file."),
+    "text_columns": ("--text-column", "The text's column in your files; give it twice for pairs."),
+    "label_column": ("--label-column", "The label's column in your files; labels are read as text."),
+    "data_dir": ("--data-dir", "A local mirror of the Hub's tasks: DIR/sst2/train.parquet and so on."),
+    "max_train_samples": ("--max-train-samples", "Train on a sample of this many rows."),
+    "max_eval_samples": ("--max-eval-samples", "Evaluate on a sample of this many rows."),
+    "model_name_or_path": ("--model", "The encoder: minilm, a folder, or a Hub id."),
+    "attention": ("--attention", "The mechanism, with options as in longformer:window=64."),
+    "attention_dropout": ("--attention-dropout", "Dropout on attention probabilities."),
+    "max_length": ("--max-length", "Truncate to this many tokens; by default 512 or what the encoder holds."),
+    "extend_positions": ("--extend-positions", "Copy learned positions where --max-length exceeds them."),
+    "learning_rate": ("--learning-rate", "By default 2e-5, and 1e-4 for encoders of hidden size up to 512."),
+    "per_device_train_batch_size": ("--per-device-train-batch-size", "Rows a step and device."),
+    "per_device_eval_batch_size": ("--per-device-eval-batch-size", "Rows a batch in evaluation."),
+    "gradient_accumulation_steps": ("--gradient-accumulation-steps", "Batches a step."),
+    "num_train_epochs": ("--num-train-epochs", "Passes over the training rows; by default 3."),
+    "weight_decay": ("--weight-decay", "AdamW's weight decay."),
+    "warmup_steps": ("--warmup-steps", "Steps of warm-up; below 1, a share of all steps."),
+    "lr_scheduler_type": ("--lr-scheduler-type", "Trainer's name of a learning-rate schedule."),
+    "max_grad_norm": ("--max-grad-norm", "Clip gradients to this norm."),
+    "seed": ("--seed", "Of the head, the order of rows, dropout, and random attention patterns."),
+    "bf16": ("--bf16", "Train in bfloat16 autocast."),
+    "gradient_checkpointing": ("--gradient-checkpointing", "Recompute activations: less memory, more time."),
+    "save_steps": ("--save-steps", "Steps between checkpoints; an interrupted run resumes from the last."),
+    "output_dir": ("--output-dir", "The folder that holds the runs."),
+    "save_model": ("--save-model/--no-save-model", "Keep the trained model beside the record."),
+}
+
+
+def _takes_spec_flags(*without: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Give a command all run fields as flags; those given arrive as the mapping `flags`."""
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        hints = typing.get_type_hints(RunSpec)
+        own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name != "flags"]
+        parameters = []
+        for field in dataclasses.fields(RunSpec):
+            if field.name in without:
+                continue
+            flag, text = FLAGS[field.name]
+            hint = hints[field.name]
+            kind: Any = (
+                str if field.name == "attention" else list[str] if field.name == "text_columns" else hint
+            )
+            default = field.default
+            shown = (
+                default if isinstance(default, int | float | str) and not isinstance(default, bool) else False
+            )
+            option = typer.Option(flag, help=text, show_default=str(shown) if shown is not False else False)
+            parameters.append(
+                inspect.Parameter(
+                    field.name,
+                    inspect.Parameter.KEYWORD_ONLY,
+                    default=None,
+                    annotation=Annotated[kind | None, option],
+                )
+            )
+
+        @functools.wraps(command)
+        def wrapper(**arguments: Any) -> None:
+            names = {p.name for p in parameters}
+            flags = {k: v for k, v in arguments.items() if k in names and v not in (None, [])}
+            command(**{k: v for k, v in arguments.items() if k not in names}, flags=flags)
+
+        wrapper.__signature__ = inspect.Signature([*own, *parameters])  # type: ignore[attr-defined]
+        wrapper.__annotations__ = {p.name: p.annotation for p in [*own, *parameters]}
+        return wrapper
+
+    return decorate
+
+
+SpecFile = Annotated[
+    Path | None, typer.Argument(help="A YAML run file; flags override its fields.", show_default=False)
+]
+
+
+@app.command(
+    epilog="""
+Examples:
+
+    bakeoff run --task rotten_tomatoes --attention linformer:projected_length=32
+
+    bakeoff run --task sst2 --attention performer --data-dir mirror --seed 1
+
+    bakeoff run --train a.csv --eval b.csv --text-column review --label-column stars
+
+    bakeoff run run.yaml --learning-rate 3e-5
+"""
+)
+@_takes_spec_flags()
+def run(spec_file: SpecFile = None, *, flags: dict[str, Any]) -> None:
+    """Fine-tune and evaluate one encoder on one task. Done runs are skipped, interrupted ones resume."""
+    spec = _spec(spec_file, flags)
+    _quiet()
+    from bakeoff import train
+
+    record = train.run(spec)
+    _say(spec, record)
+    out.print(Text(str(Path(spec.output_dir) / record.id)))
+    if record.status != "ok":
+        raise typer.Exit(1)
+
+
+@app.command(
+    epilog="""
+Examples:
+
+    bakeoff grid --tasks sst2,imdb --attentions dense,longformer:window=64,performer --seeds 1,2,3
+
+    bakeoff grid grid.yaml --output-dir runs/study
+"""
+)
+@_takes_spec_flags("task", "attention", "seed", "train_file", "eval_file", "text_columns", "label_column")
+def grid(
+    grid_file: Annotated[
+        Path | None, typer.Argument(help="A YAML grid file; flags override its fields.", show_default=False)
+    ] = None,
+    *,
+    tasks: Annotated[str | None, typer.Option(help="Tasks, separated by commas.", show_default=False)] = None,
+    attentions: Annotated[
+        str | None,
+        typer.Option(
+            help="Mechanisms, separated by commas; separate an option's values with ;", show_default=False
+        ),
+    ] = None,
+    seeds: Annotated[str | None, typer.Option(help="Seeds, separated by commas.", show_default=False)] = None,
+    flags: dict[str, Any],
+) -> None:
+    """Run every combination of tasks, attentions and seeds, then compare them."""
+    values = {**(load_yaml(grid_file) if grid_file else {}), **flags}
+    if tasks:
+        values["tasks"] = _split(tasks)
+    if attentions:
+        values["attentions"] = [a.replace(";", ",") for a in _split(attentions)]
+    if seeds:
+        values["seeds"] = [_integer(seed) for seed in _split(seeds)]
+    specs = list(GridSpec.from_dict(values, str(grid_file or "grid")).runs())
+    from bakeoff import grid as cells
+
+    cells.check(specs)
+    bad = 0
+    for number, (spec, record) in enumerate(cells.run(specs), start=1):
+        _say(spec, record, f"[{number}/{len(specs)}] ")
+        bad += record.status != "ok"
+    _compare([Path(specs[0].output_dir)])
+    if bad:
+        raise BakeoffError(
+            f"{bad} of {len(specs)} runs did not end well; start the grid again to retry them."
+        )
+
+
+@app.command(
+    epilog="""
+Examples:
+
+    bakeoff compare runs
+
+    bakeoff compare runs --format markdown > table.md
+"""
+)
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of runs.")],
+    format: Annotated[str, typer.Option(help="terminal, markdown or json.")] = "terminal",
+) -> None:
+    """Compare runs: a table a task, with intervals, paired tests and a plain verdict."""
+    _compare(runs, format)
+
+
+@app.command(
+    epilog="""
+Example:
+
+    bakeoff report runs --output-dir report
+"""
+)
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of runs.")],
+    output_dir: Annotated[Path, typer.Option(help="Where report.html and report.md go.")] = Path("report"),
+) -> None:
+    """Write the comparison as Markdown and as one self-contained HTML page with plots."""
+    from bakeoff import report as reports
+
+    for path in reports.write(runs, output_dir):
+        out.print(Text(str(path)))
+
+
+@app.command(
+    epilog="""
+Examples:
+
+    bakeoff convert minilm --attention performer --output minilm-performer
+
+    bakeoff convert minilm --attention longformer:window=256 --max-length 4096 --output minilm-4096
+"""
+)
+def convert(
+    base: Annotated[str, typer.Argument(help="A dense encoder: minilm, a folder, or a Hub id.")],
+    attention: Annotated[str, typer.Option(help="The mechanism, with options as in longformer:window=64.")],
+    output: Annotated[Path, typer.Option(help="A new folder for the converted encoder.")],
+    max_length: Annotated[
+        int | None, typer.Option(help="Make room for this many tokens.", show_default=False)
+    ] = None,
+    head: Annotated[str, typer.Option(help="classification or masked-lm.")] = "classification",
+    seed: Annotated[int, typer.Option(help="Of random features and random blocks.")] = 0,
+) -> None:
+    """Turn a dense checkpoint into another mechanism, warm-started, loadable by AutoModel."""
+    _quiet()
+    from bakeoff import checkpoints
+    from bakeoff.errors import unknown
+
+    if head not in checkpoints.HEADS:
+        raise unknown("head", head, checkpoints.HEADS)
+    chosen = AttentionSpec.parse(attention)
+    model = checkpoints.convert(
+        base,
+        chosen.name,
+        output,
+        attention_options=chosen.options,
+        max_length=max_length,
+        head=head,
+        seed=seed,
+    )
+    out.print(
+        Text(f"{output}: {chosen} on {len(model.sites)} layers of {base}, room for {model.max_tokens} tokens")
+    )
+
+
+@app.command(
+    epilog="""
+Examples:
+
+    bakeoff predict runs/sst2-dense-s42-1a2b3c4d "A gripping story." "Two hours I want back."
+
+    bakeoff predict RUN --file reviews.csv --text-column review > labels.jsonl
+
+    cat lines.txt | bakeoff predict RUN -
+"""
+)
+def predict(
+    model: Annotated[Path, typer.Argument(help="A run's folder, or a trained model's.")],
+    texts: Annotated[
+        list[str] | None, typer.Argument(help="Texts; - reads a text a line from stdin.")
+    ] = None,
+    file: Annotated[
+        Path | None, typer.Option(help="A csv, tsv, jsonl or parquet file.", show_default=False)
+    ] = None,
+    text_column: Annotated[
+        list[str] | None, typer.Option(help="The text's column; twice for pairs.", show_default=False)
+    ] = None,
+) -> None:
+    """Label texts with a trained run: a JSON object a line, in order."""
+    given: Iterator[Any]
+    if (file is None) == (not texts):
+        raise BakeoffError("give texts, or - for stdin, or --file with --text-column; one of them.")
+    if file is not None:
+        from bakeoff.tasks import files
+
+        if not text_column:
+            raise BakeoffError("--file needs --text-column, the column that holds the text.")
+        columns = [[text or "" for text in column] for column in files.read(file, text_column)]
+        given = iter(list(zip(*columns, strict=True)))
+    elif texts == ["-"]:
+        given = (line.rstrip("\n") for line in sys.stdin)
+    else:
+        given = iter(texts or ())
+    _quiet()
+    from bakeoff.predict import Classifier
+
+    for prediction in Classifier(model)(given):
+        sys.stdout.write(json.dumps(dataclasses.asdict(prediction), ensure_ascii=False) + "\n")
+
+
+@app.command()
+@_takes_spec_flags()
+def check(spec_file: SpecFile = None, *, flags: dict[str, Any]) -> None:
+    """Validate a run without training it: the spec, the data, the encoder and its dispatch."""
+    spec = _spec(spec_file, flags)
+    _quiet()
+    from bakeoff import train
+
+    prepared = train.prepare(spec)
+    data = prepared.data
+    table = Table(show_header=False, box=None)
+    for name, value in {
+        "run": spec.run_id(),
+        "encoder": f"{prepared.base.family}, {prepared.base.layers} attention layers, "
+        f"positions for {prepared.base.max_tokens} tokens",
+        "attention": str(prepared.spec.attention),
+        "data": f"{data.task}, from {data.source}" + (" (sample)" if data.sampled else ""),
+        "labels": ", ".join(data.labels),
+        **{
+            part: f"{split.rows:,} of {split.rows_available:,} rows; tokens: half up to "
+            f"{split.token_quantiles['0.5']}, 95 % to {split.token_quantiles['0.95']}, longest "
+            f"{split.token_quantiles['1.0']}; {100 * split.share_truncated:.1f} % truncated"
+            for part, split in data.splits.items()
+        },
+        "training": f"learning_rate {prepared.spec.learning_rate:g}, batch "
+        f"{spec.per_device_train_batch_size} x {spec.gradient_accumulation_steps}, "
+        f"{prepared.spec.num_train_epochs:g} epochs",
+        "done": "yes" if _finished(spec) else "no",
+    }.items():
+        table.add_row(Text(name, style="bold"), Text(value))
+    out.print(table)
+
+
+@app.command()
+def ls(
+    what: Annotated[str, typer.Argument(help="tasks, attentions, or a folder of runs.")] = "tasks",
+) -> None:
+    """List the tasks, the attentions with their options, or the runs in a folder."""
+    table = Table(box=None)
+    if what == "tasks":
+        from bakeoff import tasks
+
+        rows: list[dict[str, str]] = tasks.describe()
+    elif what == "attentions":
+        from bakeoff.attention import ATTENTIONS, options_of
+
+        rows = [
+            {
+                "name": name,
+                "options": ", ".join(f"{k}={v}" for k, v in options_of(name).items()),
+                "what": (inspect.getdoc(mechanism) or "").splitlines()[0],
+                "paper": mechanism.paper,
+            }
+            for name, mechanism in ATTENTIONS.items()
+        ]
+    else:
+        from bakeoff import runs
+
+        rows = [
+            {
+                "run": record.id,
+                "status": record.status,
+                "accuracy": f"{record.metrics['accuracy'].value:.4f}" if "accuracy" in record.metrics else "",
+                "seconds": f"{record.seconds:.0f}",
+                "error": record.error or "",
+            }
+            for _, record in runs.find(Path(what))
+        ]
+    if not rows:
+        raise BakeoffError(f"{what} holds no runs yet.")
+    for name in rows[0]:
+        table.add_column(name)
+    for row in rows:
+        table.add_row(*(Text(value) for value in row.values()))
+    out.print(table)
+
+
+def main() -> None:
+    """Run the command line; bad input is one line on stderr and exit code 2."""
+    try:
+        app()
+    except BakeoffError as error:
+        err.print(Text(f"error: {' '.join(str(error).split())}"), soft_wrap=True)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        err.print("interrupted; start it again to go on where it stopped")
+        raise SystemExit(130) from None
+    except BrokenPipeError:  # the reader of our output, such as head, has gone
+        raise SystemExit(1) from None
+
+
+def _spec(spec_file: Path | None, flags: dict[str, Any]) -> RunSpec:
+    values = load_yaml(spec_file) if spec_file else {}
+    return RunSpec.from_dict({**values, **flags}, str(spec_file or "run"))
+
+
+def _quiet() -> None:
+    from bakeoff.logs import quiet
+
+    quiet()
+
+
+def _finished(spec: RunSpec) -> bool:
+    from bakeoff import runs
+
+    return runs.finished(spec) is not None
+
+
+def _say(spec: RunSpec, record: runs.RunRecord, prefix: str = "") -> None:
+    if record.status != "ok":
+        err.print(Text(f"{prefix}{record.id}: {record.status}: {record.error}"), soft_wrap=True)
+        return
+    figures = " ".join(f"{name} {metric.value:.4f}" for name, metric in record.metrics.items())
+    cost = record.cost
+    seconds = f"trained {cost.train_seconds:.0f} s, evaluated {cost.eval_seconds:.0f} s" if cost else ""
+    out.print(Text(f"{prefix}{spec.task_name} {spec.attention} seed {spec.seed}: {figures} ({seconds})"))
+
+
+def _compare(folders: list[Path], format: str = "terminal") -> None:
+    from bakeoff import comparison
+
+    if format not in ("terminal", "markdown", "json"):
+        from bakeoff.errors import unknown
+
+        raise unknown("format", format, ("terminal", "markdown", "json"))
+    compared = comparison.compare(folders)
+    if format == "terminal":
+        comparison.render_terminal(compared, out)
+    elif format == "markdown":
+        sys.stdout.write(comparison.render_markdown(compared))
+    else:
+        json.dump(comparison.to_json(compared), sys.stdout, indent=2, ensure_ascii=False)
+        sys.stdout.write("\n")
+
+
+def _split(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _integer(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise BakeoffError(f"seeds are whole numbers, not {text!r}.") from None

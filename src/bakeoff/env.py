@@ -1,0 +1,84 @@
+"""What a run ran on: versions, machine, threads, memory."""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+_PACKAGES = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "safetensors", "numpy")
+
+
+def describe(dtype: str) -> dict[str, Any]:
+    """The environment section of a run record."""
+    import torch
+
+    from bakeoff.version import __version__
+
+    cuda = torch.cuda.is_available()
+    return {
+        "bakeoff": __version__,
+        "python": platform.python_version(),
+        **{name: metadata.version(name) for name in _PACKAGES},
+        "platform": platform.platform(),
+        "device": torch.cuda.get_device_name() if cuda else f"cpu ({_processor()})",
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "dtype": dtype,
+        **_git(),
+    }
+
+
+def reset_peak_memory() -> None:
+    """Start measuring the peak anew, where the system lets us (Linux, CUDA)."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    elif Path("/proc/self/clear_refs").exists():
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_memory() -> tuple[int, str]:
+    """Peak bytes since `reset_peak_memory`, and how they were measured."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated(), "peak memory allocated on the device"
+    status = Path("/proc/self/status")
+    if status.exists():
+        for line in status.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024, "peak resident set of the process during the run"
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit, "peak resident set of the process"
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _git() -> dict[str, Any]:
+    """The commit that this library was run from, where it lies in a git checkout."""
+    here = Path(__file__).parent
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(here), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()  # noqa: S603
+
+    try:
+        if not git("ls-files", "--", str(Path(__file__))):
+            return {"git": None, "dirty": None}
+        return {"git": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
+    except (OSError, subprocess.CalledProcessError):
+        return {"git": None, "dirty": None}

@@ -1,0 +1,99 @@
+"""Metrics over one evaluation: labels of shape (n,) and logits of shape (n, classes)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from bakeoff.errors import unknown
+from bakeoff.runs import Metric
+
+Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
+
+
+@dataclasses.dataclass(frozen=True)
+class Measure:
+    """How a metric is computed from labels and logits, and whether more of it is better."""
+
+    of: Callable[[Integers, Floats], float]
+    higher_is_better: bool
+
+
+def compute(names: Iterable[str], labels: ArrayLike, logits: ArrayLike) -> dict[str, Metric]:
+    """The metrics called `names`; an unknown name is an error. `loss` is NaN where a logit is not finite."""
+    y, z = np.asarray(labels, dtype=np.int64), np.asarray(logits, dtype=np.float64)
+    metrics = {}
+    for name in names:
+        if name not in METRICS:
+            raise unknown("metric", name, METRICS)
+        measure = METRICS[name]
+        metrics[name] = Metric(float(measure.of(y, z)), measure.higher_is_better)
+    return metrics
+
+
+def predicted(logits: ArrayLike) -> Integers:
+    """The class with the largest logit, shape (n,); NaN never wins over a number."""
+    z = np.asarray(logits, dtype=np.float64)
+    return np.where(np.isnan(z), -np.inf, z).argmax(axis=1)
+
+
+def probabilities(logits: ArrayLike) -> Floats:
+    """Softmax over the classes, shape (n, classes)."""
+    from scipy.special import softmax
+
+    return softmax(np.asarray(logits, dtype=np.float64), axis=1)
+
+
+def majority_baseline(labels: ArrayLike) -> tuple[int, float]:
+    """The commonest label and the accuracy of always answering it; the lowest label wins a tie."""
+    counts = np.bincount(np.asarray(labels, dtype=np.int64))
+    return int(counts.argmax()), float(counts.max() / counts.sum())
+
+
+def confusion(labels: ArrayLike, predictions: ArrayLike, classes: int) -> Integers:
+    """Counts of shape (classes, classes): rows are the true labels, columns the predictions."""
+    from sklearn.metrics import confusion_matrix
+
+    return confusion_matrix(labels, predictions, labels=range(classes))
+
+
+def f1_of_confusion(counts: ArrayLike) -> Any:
+    """F1 of confusion counts (…, classes, classes), shape (…): of label 1 for two classes, else macro.
+
+    Taken from counts rather than rows, so that thousands of bootstrap resamples cost one array operation.
+    A class that neither occurs nor is predicted scores 0, as in scikit-learn.
+    """
+    c = np.asarray(counts, dtype=np.float64)
+    hits = np.diagonal(c, axis1=-2, axis2=-1)
+    total = c.sum(axis=-1) + c.sum(axis=-2)
+    scores = np.divide(2 * hits, total, out=np.zeros_like(hits), where=total > 0)
+    return scores[..., 1] if c.shape[-1] == 2 else scores.mean(axis=-1)
+
+
+def _accuracy(labels: Integers, logits: Floats) -> float:
+    from sklearn.metrics import accuracy_score
+
+    return accuracy_score(labels, predicted(logits))
+
+
+def _f1(labels: Integers, logits: Floats) -> float:
+    return f1_of_confusion(confusion(labels, predicted(logits), logits.shape[1]))
+
+
+def _loss(labels: Integers, logits: Floats) -> float:
+    from scipy.special import log_softmax
+
+    return float(-log_softmax(logits, axis=1)[np.arange(len(labels)), labels].mean())
+
+
+#: Every metric a task may name. A new one is a row here.
+METRICS: dict[str, Measure] = {
+    "accuracy": Measure(_accuracy, higher_is_better=True),
+    "f1": Measure(_f1, higher_is_better=True),
+    "loss": Measure(_loss, higher_is_better=False),
+}

@@ -1,0 +1,364 @@
+"""One run, from a spec to its record: load, convert, train with transformers' Trainer, evaluate, write."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import json
+import math
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    DataCollatorWithPadding,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+    set_seed,
+)
+from transformers.trainer_callback import ExportableState
+
+from bakeoff import checkpoints, encode, env, metrics, predict, runs, tasks
+from bakeoff.attention import Attention, resolve_options
+from bakeoff.attention.longformer import Window
+from bakeoff.errors import BakeoffError
+from bakeoff.spec import RunSpec
+
+CHECKPOINTS = "checkpoints"
+_PREVIEW = 400  # characters of each evaluation text kept with its prediction
+_CURVE_POINTS = 50  # of the training loss, a run
+
+#: Learning rate and epochs by hidden size: the first line whose bound is not exceeded. 2e-5 and 3 are the
+#: usual choice for base-size encoders; a small encoder moves too little at that rate.
+DEFAULTS: tuple[tuple[float, float, float], ...] = (
+    (512, 1e-4, 3.0),
+    (math.inf, 2e-5, 3.0),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """A run as it would be made, before anything is trained: what `check` shows and `run` starts from."""
+
+    spec: RunSpec  # resolved: no field is left to a default
+    base: checkpoints.Base
+    tokenizer: PreTrainedTokenizerBase
+    task: tasks.LoadedTask
+    train: encode.Encoded
+    eval: encode.Encoded
+    data: runs.Data
+
+
+def prepare(spec: RunSpec) -> Prepared:
+    """Resolve a spec and read its data.
+
+    Raises:
+        BakeoffError: the encoder, its attention or the data are not to be had as asked.
+    """
+    spec, base = resolve(spec)
+    task = tasks.load(spec)
+    tokenizer = checkpoints.load_tokenizer(spec.model_name_or_path)
+    assert spec.max_length is not None  # resolved  # noqa: S101
+    train, evaluation = (encode.encode(part, tokenizer, spec.max_length) for part in (task.train, task.eval))
+    data = runs.Data(
+        task=task.name,
+        source=task.source,
+        fingerprint=encode.fingerprint(task.train, task.eval),
+        labels=task.labels,
+        max_length=spec.max_length,
+        sampled=task.sampled,
+        splits={
+            "train": encode.describe(train, task.train, task.labels),
+            "eval": encode.describe(evaluation, task.eval, task.labels),
+        },
+    )
+    return Prepared(spec, base, tokenizer, task, train, evaluation, data)
+
+
+def resolve(spec: RunSpec) -> tuple[RunSpec, checkpoints.Base]:
+    """Fill in what the encoder decides: `max_length`, `learning_rate`, `num_train_epochs`."""
+    resolve_options(spec.attention.name, spec.attention.options)
+    base = checkpoints.inspect(spec.model_name_or_path)
+    max_length = min(512, base.max_tokens) if spec.max_length is None else spec.max_length
+    if max_length > base.max_tokens and not spec.extend_positions:
+        raise BakeoffError(
+            f"max_length {max_length}, but {spec.model_name_or_path} has positions for {base.max_tokens} "
+            "tokens; --extend-positions copies them for longer texts, a smaller --max-length truncates."
+        )
+    rate, epochs = next(line[1:] for line in DEFAULTS if base.hidden_size <= line[0])
+    resolved = dataclasses.replace(
+        spec,
+        max_length=max_length,
+        learning_rate=rate if spec.learning_rate is None else spec.learning_rate,
+        num_train_epochs=epochs if spec.num_train_epochs is None else spec.num_train_epochs,
+    )
+    return resolved, base
+
+
+def run(spec: RunSpec, *, progress: bool = True) -> runs.RunRecord:
+    """Train and evaluate one run, or return its record if it was made before; resume it if it was cut off.
+
+    The record is written for every outcome. Failures do not raise: their record has a status and an error.
+
+    Raises:
+        BakeoffError: the input is bad; nothing was trained and nothing written.
+        KeyboardInterrupt: after a record of status `cancelled` was written.
+    """
+    output = Path(spec.output_dir)
+    if (output / runs.RECORD).exists():
+        raise BakeoffError(f"{output} holds a run itself; name the folder that holds it, or another.")
+    if (done := runs.finished(spec)) is not None:
+        return done
+    started, clock = datetime.datetime.now(datetime.UTC), time.perf_counter()
+    prepared = prepare(spec)
+    folder = output / spec.run_id()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BakeoffError(f"cannot make {folder} ({error.strerror}); choose another --output-dir.") from None
+    record = runs.RunRecord(
+        id=folder.name,
+        status="failed",
+        digest=spec.digest(),
+        spec=prepared.spec.to_dict(),
+        started=started.isoformat(timespec="seconds"),
+        seconds=0.0,
+        environment=env.describe("bf16" if spec.bf16 else "fp32"),
+        data=prepared.data,
+    )
+    interrupted = False
+    try:
+        record = _train(prepared, folder, record, progress)
+    except KeyboardInterrupt:
+        record = dataclasses.replace(record, status="cancelled", error="interrupted; run it again to resume")
+        interrupted = True
+    except Exception as error:  # whatever went wrong belongs into the record
+        record = dataclasses.replace(
+            record,
+            status="oom" if _out_of_memory(error) else "failed",
+            error=f"{type(error).__name__}: {' '.join(str(error).split())}",
+        )
+    record = dataclasses.replace(record, seconds=time.perf_counter() - clock)
+    runs.save(folder, record)
+    if record.status == "ok":
+        shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+    if interrupted:
+        raise KeyboardInterrupt
+    return record
+
+
+def _train(prepared: Prepared, folder: Path, record: runs.RunRecord, progress: bool) -> runs.RunRecord:
+    spec, task, tokenizer = prepared.spec, prepared.task, prepared.tokenizer
+    env.reset_peak_memory()
+    set_seed(spec.seed)
+    model = checkpoints.load(
+        spec.model_name_or_path,
+        spec.attention.name,
+        attention_options=spec.attention.options,
+        labels=task.labels,
+        max_length=spec.max_length,
+        seed=spec.seed,
+        attention_dropout=spec.attention_dropout,
+    )
+    record = dataclasses.replace(record, model=_describe(model, prepared))
+
+    rows, epochs = len(task.train.labels), spec.num_train_epochs
+    assert epochs is not None  # noqa: S101  # resolved
+    batch = spec.per_device_train_batch_size * spec.gradient_accumulation_steps
+    meter = _Meter(every=max(1, round(math.ceil(rows / batch) * epochs / _CURVE_POINTS)))
+    trainer = Trainer(
+        model,
+        _arguments(spec, folder, progress),
+        train_dataset=prepared.train.dataset,
+        data_collator=DataCollatorWithPadding(tokenizer),
+        processing_class=tokenizer,
+        callbacks=[meter],
+    )
+    trainer.train(resume_from_checkpoint=_last_checkpoint(folder / CHECKPOINTS))
+    meter = next(c for c in trainer.callback_handler.callbacks if isinstance(c, _Meter))
+
+    clock = time.perf_counter()
+    logits = predict.logits(
+        model,
+        tokenizer,
+        prepared.eval.dataset,
+        spec.per_device_eval_batch_size,
+        bf16=spec.bf16,
+        progress=progress,
+    )
+    eval_seconds = time.perf_counter() - clock
+    memory, how = env.peak_memory()
+
+    runs.Predictions(
+        ids=task.eval.ids,
+        labels=task.eval.labels,
+        logits=logits.tolist(),
+        tokens=prepared.eval.lengths,
+        texts=[" ⏎ ".join(texts)[:_PREVIEW] for texts in task.eval.texts],
+    ).save(folder)
+    if spec.save_model:
+        tokenizer.model_max_length = spec.max_length
+        _save_model(model, tokenizer, folder / runs.MODEL)
+    train_tokens, eval_tokens = (sum(part.dataset["length"]) for part in (prepared.train, prepared.eval))
+    mean_length = round(eval_tokens / len(prepared.eval.lengths))
+    return dataclasses.replace(
+        record,
+        status="ok",
+        metrics=metrics.compute((*task.metrics, "loss"), task.eval.labels, logits.numpy()),
+        train_loss=meter.mean_loss(trainer.state),
+        cost=runs.Cost(
+            train_seconds=meter.seconds,
+            train_tokens_per_second=train_tokens * epochs / meter.seconds,
+            train_examples_per_second=rows * epochs / meter.seconds,
+            eval_seconds=eval_seconds,
+            eval_tokens_per_second=eval_tokens / eval_seconds,
+            eval_examples_per_second=len(prepared.eval.lengths) / eval_seconds,
+            peak_memory_bytes=memory,
+            attention_flops_per_eval_token=sum(m.flops(mean_length) for m in model.mechanisms())
+            / mean_length,
+            how=f"wall time; tokens without padding; {how}",
+        ),
+        history=tuple(
+            {k: v for k, v in line.items() if isinstance(v, int | float)}
+            for line in trainer.state.log_history
+            if "loss" in line
+        ),
+    )
+
+
+def _arguments(spec: RunSpec, folder: Path, progress: bool) -> TrainingArguments:
+    assert spec.learning_rate is not None  # noqa: S101  # resolved
+    assert spec.num_train_epochs is not None  # noqa: S101
+    return TrainingArguments(
+        output_dir=str(folder / CHECKPOINTS),
+        learning_rate=spec.learning_rate,
+        per_device_train_batch_size=spec.per_device_train_batch_size,
+        gradient_accumulation_steps=spec.gradient_accumulation_steps,
+        num_train_epochs=spec.num_train_epochs,
+        weight_decay=spec.weight_decay,
+        warmup_steps=spec.warmup_steps,
+        lr_scheduler_type=spec.lr_scheduler_type,
+        max_grad_norm=spec.max_grad_norm,
+        seed=spec.seed,
+        bf16=spec.bf16,
+        gradient_checkpointing=spec.gradient_checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False} if spec.gradient_checkpointing else None,
+        train_sampling_strategy="group_by_length",
+        optim="adamw_torch_fused",
+        logging_strategy="no",  # the meter decides when
+        save_strategy="steps",
+        save_steps=spec.save_steps,
+        save_total_limit=1,
+        use_cpu=not torch.cuda.is_available(),
+        dataloader_pin_memory=torch.cuda.is_available(),
+        report_to="none",
+        disable_tqdm=not progress,
+    )
+
+
+class _Meter(TrainerCallback, ExportableState):
+    """Training time over all attempts of a run, and a loss curve that misses no step.
+
+    Trainer's own `train_runtime` and `train_loss` know the last attempt only.
+    """
+
+    def __init__(self, every: int, seconds: float = 0.0) -> None:
+        self.every, self.seconds = every, seconds
+        self._clock: float | None = None  # of the last count, while training runs
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        self._count()
+        return {"args": {"every": self.every, "seconds": self.seconds}, "attributes": {}}
+
+    def _count(self) -> None:
+        if self._clock is not None:
+            now = time.perf_counter()
+            self.seconds, self._clock = self.seconds + now - self._clock, now
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Start the clock; after a resume, from what the checkpoint kept."""
+        kept = state.stateful_callbacks.get(type(self).__name__)
+        if isinstance(kept, dict):
+            self.seconds = kept["args"]["seconds"]
+        self._clock = time.perf_counter()
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Log at every point of the curve, at the end, and wherever a checkpoint would lose the sum."""
+        step = state.global_step
+        control.should_log = step % self.every == 0 or step % args.save_steps == 0 or step == state.max_steps
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Stop the clock."""
+        self._count()
+
+    def mean_loss(self, state: TrainerState) -> float:
+        """The mean loss over all steps; each logged value is the mean since the one before."""
+        total, before = 0.0, 0
+        for line in state.log_history:
+            if "loss" in line:
+                total, before = total + line["loss"] * (line["step"] - before), line["step"]
+        return total / before
+
+
+def _last_checkpoint(folder: Path) -> str | None:
+    """The newest whole checkpoint: Trainer writes its state last, so one without was cut off."""
+    whole = []
+    for path in folder.glob("checkpoint-*"):
+        try:
+            json.loads((path / "trainer_state.json").read_text())
+            whole.append((int(path.name.rpartition("-")[2]), path))
+        except (OSError, ValueError):
+            continue
+    return str(max(whole)[1]) if whole else None
+
+
+def _save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    temporary = folder.with_name(folder.name + ".tmp")
+    for leftover in (temporary, folder):
+        shutil.rmtree(leftover, ignore_errors=True)
+    model.save_pretrained(temporary)
+    tokenizer.save_pretrained(temporary)
+    temporary.rename(folder)
+
+
+def _describe(model: PreTrainedModel, prepared: Prepared) -> runs.Model:
+    spec, mechanisms = prepared.spec, model.mechanisms()
+    lengths = [min(length, prepared.data.max_length) for length in prepared.eval.lengths]
+    path = checkpoints.resolve(spec.model_name_or_path)
+    return runs.Model(
+        base=spec.model_name_or_path,
+        base_sha256=checkpoints.weights_sha256(path),
+        family=prepared.base.family,
+        attention=spec.attention.name,
+        attention_options=dict(model.config.attention_options),
+        layers=prepared.base.layers,
+        parameters=model.num_parameters(),
+        trainable_parameters=model.num_parameters(only_trainable=True),
+        attention_parameters=sum(t.numel() for m in mechanisms for t in m.state_dict().values()),
+        share_dense=_share_covered(mechanisms, lengths),
+    )
+
+
+def _share_covered(mechanisms: Sequence[Attention], lengths: Sequence[int]) -> float:
+    """The share of texts for which no layer leaves anything out; a family's own local layers aside."""
+    chosen = [m for m in mechanisms if not isinstance(m, Window)]
+    return sum(all(m.covers(length) for m in chosen) for length in lengths) / len(lengths)
+
+
+def _out_of_memory(error: Exception) -> bool:
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)

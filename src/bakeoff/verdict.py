@@ -1,0 +1,226 @@
+"""What a comparison means, in plain English: what to choose, how sure that is, and what it costs.
+
+Rules, in one place:
+- two rows are *tied* when the paired test against the best does not tell them apart at 5 %, after Holm;
+- seconds are compared on one machine only, and ratios under `SAME_SPEED` are called no different;
+- a mechanism whose pattern covers the texts computes dense attention, so its ties and wins are no finding;
+- a run that learned nothing is named with the likely cause, and never chosen.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from bakeoff import metrics, stats
+
+if TYPE_CHECKING:
+    from bakeoff.comparison import Failure, Group, Row, Run
+
+ALPHA = 0.05
+SAME_SPEED = 1.2  # on shared machines, repeated runs differ by up to about this much
+COLLAPSED = 0.02  # the largest probability stays this close to 1 / classes
+SMALL_GAIN = 0.1  # of the way from the baseline to no error
+UNMOVED = 0.97  # of the loss of a constant answer
+AS_DENSE = 0.5  # share of texts from which on a mechanism counts as dense attention here
+FEW = 0.03  # a smallest difference above this deserves a warning
+_STATUS = {"oom": "out of memory"}
+
+
+def percent(share: float) -> str:
+    """Two decimals, without the sign."""
+    return f"{100 * share:.2f}"
+
+
+def p_text(p: float) -> str:
+    """A p-value as read: two digits, and no more than is known."""
+    return "< 0.001" if p < 0.001 else f"{p:.3f}" if p < 0.0995 else f"{p:.2f}"
+
+
+def fault(run: Run, baseline: float) -> str | None:
+    """Why this run counts as having learned nothing, with the likely cause; None where it learned.
+
+    It did not learn when it answers one class only, when a paired test cannot tell it from always answering
+    the majority class, or when its probabilities stay at 1 / classes while it gains next to nothing.
+    """
+    finite = np.isfinite(run.logits).all()
+    losses = [entry["loss"] for entry in run.record.history if "loss" in entry]
+    if not finite or not all(map(math.isfinite, losses)):
+        rate = run.record.spec.get("learning_rate")
+        return f"its loss is not a number, so training diverged; lower the learning rate ({rate})."
+    accuracy = float(run.correct.mean())
+    majority, _ = metrics.majority_baseline(run.labels)
+    low, high = np.quantile(run.probabilities, [0.01, 0.99])
+    classes = run.logits.shape[1]
+    answers = np.unique(run.predicted)
+    if len(answers) == 1:
+        sign = f"it answers '{run.data.labels[answers[0]]}' to every row"
+    elif high <= 1 / classes + COLLAPSED and accuracy - baseline < SMALL_GAIN * (1 - baseline):
+        sign = f"its probabilities lie within [{low:.2f}, {high:.2f}]"
+    elif accuracy <= baseline or stats.mcnemar(run.correct, run.labels == majority) >= ALPHA:
+        sign = "the difference is chance"
+    else:
+        return None
+    usual = f"always answering '{run.data.labels[majority]}'"
+    return f"{percent(accuracy)} % against {percent(baseline)} % for {usual}; {sign}. {_cause(run, losses)}"
+
+
+def sentences(group: Group, missing: Iterable[Failure] = ()) -> tuple[str, ...]:
+    """The verdict on one table, the most important sentence first."""
+    learned = [row for row in group.rows if row.fault is None]
+    said: list[str] = []
+    if learned:
+        tied = [row for row in learned if row.to_best is None or row.to_best.p >= ALPHA]
+        said += [_standing(group, tied, learned), *_choice(group, tied)]
+        said += [_loser(group, row, row.to_best) for row in learned if row.to_best and row not in tied]
+        said += [
+            f"{row.label} computes dense attention, the same function, on {100 * row.share_dense:.0f} % of "
+            "the texts, which are short; a tie or a win there says nothing about longer ones."
+            for row in learned
+            if _is_dense_here(row)
+        ]
+    else:
+        said.append("No attention learned the task in all of its runs, so there is nothing to choose.")
+    said += [f"{row.label} {row.fault}" for row in group.rows if row.fault]
+    said += _absences(missing)
+    said += _doubts(group, learned)
+    return tuple(said)
+
+
+def _absences(missing: Iterable[Failure]) -> list[str]:
+    """Which attentions have runs without figures; the runs and their errors are listed elsewhere."""
+    counts = Counter((failure.attention, failure.status) for failure in missing)
+    return [
+        f"{attention} has no figures from {count} run{'s' if count > 1 else ''}: "
+        f"{_STATUS.get(status, status)}."
+        for (attention, status), count in counts.items()
+    ]
+
+
+def _standing(group: Group, tied: Sequence[Row], learned: Sequence[Row]) -> str:
+    best = group.best
+    figure = (
+        f"{percent(best.accuracy.value)} % ({percent(best.accuracy.low)} to {percent(best.accuracy.high)})"
+    )
+    if len(learned) == 1:
+        return f"{best.label} reaches {figure}; nothing else to compare it with learned the task."
+    if len(tied) == 1:
+        worst = max(row.to_best.p for row in learned if row.to_best)
+        return f"{best.label} is the most accurate: {figure}, ahead of every other ({_p(worst)})."
+    others = [row.to_best for row in tied if row.to_best]
+    lowest, reach = min(other.p for other in others), max(other.high for other in others)
+    sign = "=" if len(others) == 1 else "≥"
+    behind = f"{'the other is' if len(others) == 1 else 'the others are'} at most {_points(reach)} behind"
+    names = _listed([row.label for row in tied])
+    return f"{names} are tied (p {sign} {p_text(lowest)}): {best.label} has {figure}, and {behind}."
+
+
+def _choice(group: Group, tied: Sequence[Row]) -> list[str]:
+    """Which of the tied rows to take: the cheapest, where cost can be told apart."""
+    if len(tied) == 1 or not group.same_machine:
+        return []
+    own = [row for row in tied if not _is_dense_here(row)] or list(tied)
+    usual = next((row for row in tied if row.attention == "dense"), group.best)
+    for seconds in (_train_seconds, _eval_seconds):
+        cheap = min(own, key=seconds)
+        if _ratio(seconds(usual), seconds(cheap)) >= SAME_SPEED:
+            return [
+                f"Choose {cheap.label}: it {_speed(usual, cheap)} than {usual.label}, at no measurable loss."
+            ]
+    which = "none of the tied" if len(own) == len(tied) else "none of the tied that differs from dense here"
+    return [f"Choose {usual.label}: {which} is {SAME_SPEED} × cheaper to train or to evaluate."]
+
+
+def _loser(group: Group, row: Row, difference: stats.Difference) -> str:
+    cost = f"{_speed(group.best, row)} and " if group.same_machine else ""
+    span = f"{100 * difference.low:.1f} to {100 * difference.high:.1f}; {_p(difference.p)}"
+    return f"{row.label} {cost}loses {_points(difference.value)} ({span}) to {group.best.label}."
+
+
+def _doubts(group: Group, learned: Sequence[Row]) -> list[str]:
+    said = []
+    if group.resolvable is not None:
+        size, seeds = _points(group.resolvable), min(len(row.runs) for row in learned)
+        shown = f"{group.n:,} rows and {seeds} seed{'s' if seeds > 1 else ''}"
+        if group.resolvable > FEW:
+            said.append(f"{shown} are few: differences under about {size} cannot be told from chance.")
+        else:
+            said.append(f"{shown} tell differences of about {size} or more from chance.")
+    if any(len(row.runs) == 1 for row in learned):
+        said.append(
+            "With one seed, an interval is for the evaluation rows alone; another seed may move it further."
+        )
+    if not group.same_machine:
+        said.append("The runs differ in device, threads or precision, so their seconds are not compared.")
+    cut = max((row.share_truncated for row in group.rows), default=0.0)
+    if cut >= 0.1:
+        said.append(f"Up to {100 * cut:.0f} % of the evaluation texts were cut at the longest length taken.")
+    return said
+
+
+def _cause(run: Run, losses: Sequence[float]) -> str:
+    """The likeliest cause, from how the training loss went against that of a constant answer."""
+    counts = np.array(list(run.data.splits["train"].label_counts.values()), dtype=float)
+    shares = counts[counts > 0] / counts.sum()
+    constant = float(-(shares * np.log(shares)).sum())
+    last = losses[-1] if losses else run.record.train_loss
+    if last is None:
+        return "No training loss was recorded to tell the cause."
+    if last < UNMOVED * constant:
+        return (
+            f"The training loss fell to {last:.2f}, so it fits its training rows: too few of them, "
+            "too many epochs, or evaluation rows of another kind."
+        )
+    steps = max((int(entry["step"]) for entry in run.record.history if "step" in entry), default=0)
+    state = run.model.attention_parameters
+    rate = run.record.spec.get("learning_rate")
+    start = f", or a random start of its {state:,} attention parameters (try a warm start)" if state else ""
+    return (
+        f"The training loss stayed at {last:.2f} (a constant answer has {constant:.2f}): "
+        f"too few steps ({steps:,}), a learning rate too low or too high ({rate}){start}."
+    )
+
+
+def _is_dense_here(row: Row) -> bool:
+    return row.attention != "dense" and row.share_dense >= AS_DENSE
+
+
+def _speed(base: Row, row: Row) -> str:
+    """What `row` does faster or slower than `base`, in training and in evaluation."""
+    words = []
+    for verb, seconds in (("trains", _train_seconds), ("evaluates", _eval_seconds)):
+        ratio = _ratio(seconds(base), seconds(row))
+        if ratio >= SAME_SPEED:
+            words.append(f"{verb} {ratio:.1f} × faster")
+        elif 1 / ratio >= SAME_SPEED:
+            words.append(f"{verb} {1 / ratio:.1f} × slower")
+    return ", ".join(words) or "is no faster"
+
+
+def _train_seconds(row: Row) -> float:
+    return row.train_seconds
+
+
+def _eval_seconds(row: Row) -> float:
+    return row.eval_seconds
+
+
+def _ratio(other: float, mine: float) -> float:
+    """Below the clock's resolution both count as one millisecond."""
+    return max(other, 1e-3) / max(mine, 1e-3)
+
+
+def _points(share: float) -> str:
+    return f"{100 * share:.1f} points"
+
+
+def _p(p: float) -> str:
+    return f"p {p_text(p)}" if p < 0.001 else f"p = {p_text(p)}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
