@@ -24,11 +24,12 @@ from transformers import (
     TrainingArguments,
     set_seed,
 )
-from transformers.trainer_callback import ExportableState
+from transformers.trainer_callback import ExportableState, PrinterCallback, ProgressCallback
 
 from bakeoff import checkpoints, encode, env, metrics, predict, runs, tasks
 from bakeoff.attention import Attention, resolve_options
 from bakeoff.attention.longformer import Window
+from bakeoff.batching import LengthGroupedSampler
 from bakeoff.errors import BakeoffError
 from bakeoff.spec import RunSpec
 
@@ -174,7 +175,7 @@ def _train(prepared: Prepared, folder: Path, record: runs.RunRecord, progress: b
     assert epochs is not None  # noqa: S101  # resolved
     batch = spec.per_device_train_batch_size * spec.gradient_accumulation_steps
     meter = _Meter(every=max(1, round(math.ceil(rows / batch) * epochs / _CURVE_POINTS)))
-    trainer = Trainer(
+    trainer = _Trainer(
         model,
         _arguments(spec, folder, progress),
         train_dataset=prepared.train.dataset,
@@ -182,6 +183,11 @@ def _train(prepared: Prepared, folder: Path, record: runs.RunRecord, progress: b
         processing_class=tokenizer,
         callbacks=[meter],
     )
+    # Trainer's own reporters print a mapping at every point of the curve.
+    trainer.remove_callback(PrinterCallback)
+    trainer.remove_callback(ProgressCallback)
+    if progress:
+        trainer.add_callback(_Progress)
     trainer.train(resume_from_checkpoint=_last_checkpoint(folder / CHECKPOINTS))
     meter = next(c for c in trainer.callback_handler.callbacks if isinstance(c, _Meter))
 
@@ -249,9 +255,7 @@ def _arguments(spec: RunSpec, folder: Path, progress: bool) -> TrainingArguments
         max_grad_norm=spec.max_grad_norm,
         seed=spec.seed,
         bf16=spec.bf16,
-        gradient_checkpointing=spec.gradient_checkpointing,
-        gradient_checkpointing_kwargs={"use_reentrant": False} if spec.gradient_checkpointing else None,
-        train_sampling_strategy="group_by_length",
+        **({"gradient_checkpointing": True} if spec.gradient_checkpointing else {}),
         optim="adamw_torch_fused",
         logging_strategy="no",  # the meter decides when
         save_strategy="steps",
@@ -262,6 +266,30 @@ def _arguments(spec: RunSpec, folder: Path, progress: bool) -> TrainingArguments
         report_to="none",
         disable_tqdm=not progress,
     )
+
+
+class _Trainer(Trainer):
+    """Trainer with our order of rows."""
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> LengthGroupedSampler:
+        batch = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        return LengthGroupedSampler(self.train_dataset["length"], batch, self.args.seed)
+
+
+class _Progress(ProgressCallback):
+    """A bar with the current loss on it."""
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Show the loss on the bar."""
+        if self.training_bar is not None and logs and "loss" in logs:
+            self.training_bar.set_postfix(loss=f"{float(logs['loss']):.3f}")
 
 
 class _Meter(TrainerCallback, ExportableState):

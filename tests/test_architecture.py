@@ -1,0 +1,57 @@
+"""The import rules that keep the rooms apart."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import bakeoff
+
+ROOT = Path(bakeoff.__file__).parent
+HEAVY = {"torch", "transformers"}
+
+
+def imported(path: Path) -> set[str]:
+    """Every module a file imports, anywhere in it."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names |= {node.module or ""} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def top(names: set[str]) -> set[str]:
+    return {name.partition(".")[0] for name in names}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "attention").glob("*.py")), ids=lambda p: p.stem)
+def test_attention_imports_torch_alone(path):
+    names = imported(path)
+    assert not top(names) & {"transformers", "numpy", "datasets"}
+    ours = {name for name in names if name.startswith("bakeoff.")}
+    assert all(name.startswith(("bakeoff.attention", "bakeoff.errors")) for name in ours)
+
+
+def test_fast_code_never_imports_the_reference():
+    for path in ROOT.rglob("*.py"):
+        if path.name != "reference.py":
+            assert not any("attention.reference" in name for name in imported(path)), path
+
+
+@pytest.mark.parametrize(
+    "path", [ROOT / "comparison.py", ROOT / "verdict.py", ROOT / "stats.py", ROOT / "runs.py", ROOT / "metrics.py",
+             *sorted((ROOT / "report").glob("*.py"))], ids=lambda p: p.stem,
+)  # fmt: skip
+def test_comparing_and_reporting_never_import_torch(path):
+    assert not top(imported(path)) & HEAVY
+
+
+def test_no_pickle_and_no_remote_code_anywhere():
+    for path in ROOT.rglob("*.py"):
+        assert not top(imported(path)) & {"pickle", "dill", "joblib", "cloudpickle", "marshal"}, path
+        text = path.read_text(encoding="utf-8")
+        assert "trust_remote_code=True" not in text
+        assert "yaml.load(" not in text
+        assert "torch.load(" not in text

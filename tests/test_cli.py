@@ -1,0 +1,234 @@
+"""The command line, from the outside: what it prints, where, and with which exit code."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import encoders
+import pytest
+import tiny
+
+from bakeoff import cli
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cli")
+    tiny.spec(folder)
+    return folder
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """Run a command line in this process: (exit code, stdout, stderr)."""
+    monkeypatch.setattr(cli.out, "_width", 200, raising=False)
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["bakeoff", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        captured = capsys.readouterr()
+        return ended.value.code or 0, captured.out, captured.err
+
+    return run
+
+
+def own(folder, **changes):
+    files = {"train": folder / "train.csv", "eval": folder / "eval.csv", **changes}
+    return [
+        "--train", files["train"], "--eval", files["eval"], "--text-column", "text", "--label-column", "label",
+        "--model", folder / "encoder",
+    ]  # fmt: skip
+
+
+def refused(answer, *said):
+    """One line on stderr, exit code 2, nothing else."""
+    code, stdout, stderr = answer
+    assert code == 2, stderr
+    assert stderr.startswith("error: "), stderr
+    assert len(stderr.splitlines()) == 1, stderr
+    assert "Traceback" not in stdout + stderr
+    for part in said:
+        assert part in stderr
+
+
+def test_the_whole_way(call, shared, tmp_path):
+    """check, run, run again, compare in three formats, report, ls, predict."""
+    flags = [*own(shared), "--output-dir", tmp_path / "runs", "--learning-rate", "3e-3", "--num-train-epochs", "6",
+             "--per-device-train-batch-size", "16"]  # fmt: skip
+    code, stdout, _ = call("check", *flags, "--attention", "performer:num_features=32")
+    assert code == 0
+    assert "3 attention layers" in stdout
+    assert "0.0 % truncated" in stdout
+    assert not (tmp_path / "runs").exists()
+    for attention in ("dense", "performer:num_features=32"):
+        code, stdout, stderr = call("run", *flags, "--attention", attention)
+        assert code == 0, stderr
+        assert "accuracy" in stdout
+    folder = Path(stdout.splitlines()[-1])
+    assert call("run", *flags, "--attention", attention)[1].splitlines()[-1] == str(folder)
+    code, stdout, _ = call("compare", tmp_path / "runs")
+    assert code == 0
+    assert "performer" in stdout
+    compared = json.loads(call("compare", tmp_path / "runs", "--format", "json")[1])
+    assert compared
+    assert "| " in call("compare", tmp_path / "runs", "--format", "markdown")[1]
+    code, stdout, _ = call("report", tmp_path / "runs", "--output-dir", tmp_path / "report")
+    assert code == 0
+    assert (tmp_path / "report" / "report.html").is_file()
+    assert folder.name in call("ls", tmp_path / "runs")[1]
+    code, stdout, stderr = call("predict", folder, "a good film", "an awful film")
+    assert code == 0, stderr
+    lines = [json.loads(line) for line in stdout.splitlines()]
+    assert [line["label"] for line in lines] == ["pos", "neg"]
+    assert sum(lines[0]["probabilities"].values()) == pytest.approx(1)
+    from_file = call("predict", folder, "--file", shared / "eval.csv", "--text-column", "text")[
+        1
+    ].splitlines()
+    assert len(from_file) == 60
+
+
+def test_predict_reads_stdin(call, shared, tmp_path, monkeypatch):
+    import io
+
+    call("run", *own(shared), "--output-dir", tmp_path, "--num-train-epochs", "1")
+    (folder,) = tmp_path.iterdir()
+    monkeypatch.setattr(sys, "stdin", io.StringIO("a film\nthe rain\n"))
+    code, stdout, stderr = call("predict", folder, "-")
+    assert code == 0, stderr
+    assert len(stdout.splitlines()) == 2
+
+
+def test_grid_from_a_file(call, shared, tmp_path):
+    """A grid over a mirror, in processes of its own; started again, it skips what is done."""
+    mirror = tmp_path / "mirror" / "sst2"
+    mirror.mkdir(parents=True)
+    for split, name in (("train", "train"), ("validation", "eval")):
+        rows = [(text, str(int(label == "pos"))) for text, label in tiny.texts(64, len(name))]
+        (mirror / f"{split}.csv").write_text(
+            "sentence,label\n" + "".join(f"{text},{label}\n" for text, label in rows)
+        )
+    file = tmp_path / "grid.yaml"
+    file.write_text(
+        f"tasks: [sst2]\nattentions: [dense, {{name: bigbird, block_size: 4}}]\nseeds: [1]\n"
+        f"model_name_or_path: {shared / 'encoder'}\nnum_train_epochs: 1\nlearning_rate: 1e-3\n"
+        f"data_dir: {mirror.parent}\noutput_dir: {tmp_path / 'runs'}\n"
+    )
+    code, stdout, stderr = call("grid", file)
+    assert code == 0, stderr
+    assert "[2/2]" in stdout
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("run.json")}
+    assert len(before) == 2
+    assert call("grid", file)[0] == 0
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("run.json")}
+
+
+def test_convert_and_its_refusals(call, shared, tmp_path):
+    code, stdout, stderr = call("convert", shared / "encoder", "--attention", "linformer:projected_length=8",
+                                "--max-length", "600", "--output", tmp_path / "out")  # fmt: skip
+    assert code == 0, stderr
+    assert "room for 600 tokens" in stdout
+    refused(
+        call("convert", shared / "encoder", "--attention", "dense", "--output", tmp_path / "out"), "not empty"
+    )
+    refused(call("convert", shared / "encoder", "--attention", "dens", "--output", tmp_path / "x"), "'dense'")
+
+
+def test_ls(call):
+    assert "sst2" in call("ls", "tasks")[1]
+    assert "window=512" in call("ls", "attentions")[1]
+    refused(call("ls", "no-such-folder"), "no-such-folder")
+
+
+BAD_FILES = {
+    "empty": (b"", "empty"),
+    "header only": (b"text,label\n", ""),
+    "missing column": (b"txt,label\na,x\nb,y\n", "txt"),
+    "not UTF-8": ("text,label\nd\u00e9j\u00e0,x\nb,y\n".encode("latin-1"), "UTF-8"),
+    "one class": (b"text,label\na,neg\nb,neg\n", ""),
+    "empty text": (b"text,label\na,neg\n ,pos\n", ""),
+}
+
+
+@pytest.mark.parametrize("fault", sorted(BAD_FILES))
+def test_bad_training_files_give_one_line(call, shared, tmp_path, fault):
+    content, said = BAD_FILES[fault]
+    path = tmp_path / "bad.csv"
+    path.write_bytes(content)
+    refused(call("run", *own(shared, train=path), "--output-dir", tmp_path / "runs"), "bad.csv", said)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_bad_input_gives_one_line(call, shared, tmp_path, monkeypatch):
+    runs = ["--output-dir", tmp_path / "runs"]
+    refused(call("run", *own(shared, train=tmp_path / "no.csv"), *runs), "no.csv")
+    new = tiny.write(tmp_path / "new.csv", [("a film", "neg"), ("good", "pos"), ("fine", "mixed")])
+    refused(call("run", *own(shared, eval=new), *runs), "mixed")
+    refused(call("run", "--task", "sst", *runs), "Did you mean 'sst2'")
+    refused(call("run", *own(shared), *runs, "--attention", "perfomer"), "Did you mean 'performer'")
+    refused(call("run", *own(shared), *runs, "--attention", "longformer:windw=8"), "Did you mean 'window'")
+    refused(call("run", *own(shared), *runs, "--max-length", "600"), "--extend-positions")
+    refused(call("run", *own(shared), *runs, "--learning-rate", "-1"), "learning_rate must be above 0")
+    refused(call("run"), "nothing to learn from")
+    encoders.config("deberta").save_pretrained(tmp_path / "deberta")
+    refused(
+        call("run", *own(shared), *runs, "--model", tmp_path / "deberta"),
+        "does not let its attention be replaced",
+    )
+    monkeypatch.delenv("BAKEOFF_DATA_DIR", raising=False)
+    refused(call("run", "--task", "sst2", "--model", shared / "encoder", *runs), "sst2/train.parquet")
+    refused(
+        call("run", "--task", "imdb", "--model", shared / "encoder", "--data-dir", tmp_path, *runs), "imdb"
+    )
+    refused(call("compare", tmp_path / "nothing"), "no such folder")
+    refused(call("compare", tmp_path), "")
+    refused(call("predict", tmp_path, "text"), "")
+    refused(call("predict", tmp_path), "give texts")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_bad_run_files_give_one_line(call, tmp_path):
+    file = tmp_path / "run.yaml"
+    for content, said in [
+        ("task: sst2\nlearning_rat: 1", "Did you mean 'learning_rate'"),
+        ("task: [", "not valid YAML"),
+        ("- a", "mapping"),
+        ("task: sst2\nseed: x", "seed must be"),
+        ("!!python/object/apply:os.system ['true']", "not valid YAML"),
+    ]:
+        file.write_text(content)
+        refused(call("run", file), "run.yaml", said)
+    refused(call("run", tmp_path / "no.yaml"), "no such file")
+    file.write_text("tasks: [sst2]\nattentions: [dense]\nlearning_rat: 1")
+    refused(call("grid", file), "learning_rate")
+
+
+@pytest.mark.parametrize("verb", ["run", "grid", "compare", "report", "convert", "predict", "ls", "check"])
+def test_help_teaches(call, verb):
+    code, stdout, _ = call(verb, "--help")
+    assert code == 0
+    if verb not in ("ls", "check"):
+        assert f"bakeoff {verb}" in stdout
+
+
+def test_every_field_is_a_flag():
+    from dataclasses import fields
+
+    from bakeoff.spec import RunSpec
+
+    assert {field.name for field in fields(RunSpec)} == cli.FLAGS.keys()
+
+
+def test_the_module_runs_and_starts_without_torch():
+    code = (
+        "import sys, bakeoff, bakeoff.cli; assert 'torch' not in sys.modules and 'transformers' not in sys.modules;"
+        "assert set(dir(bakeoff)) == set(bakeoff.__all__); [getattr(bakeoff, n) for n in bakeoff.__all__];"
+        "assert callable(bakeoff.compare) and callable(bakeoff.run)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    ran = subprocess.run(
+        [sys.executable, "-m", "bakeoff", "ls", "nope"], capture_output=True, text=True, check=False
+    )
+    assert ran.returncode == 2
+    assert len(ran.stderr.splitlines()) == 1

@@ -1,0 +1,222 @@
+"""Runs from spec to record, on a tiny encoder and a task it can learn."""
+
+import dataclasses
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+
+from bakeoff import grid, metrics, runs, train
+from bakeoff.attention import ATTENTIONS
+from bakeoff.errors import BakeoffError
+
+OPTIONS = {
+    "dense": "dense",
+    "longformer": "longformer:window=4",
+    "bigbird": "bigbird:block_size=2,num_random_blocks=1",
+    "performer": "performer:num_features=32",
+    "linformer": "linformer:projected_length=6",
+}
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def done(shared):
+    spec = tiny.spec(shared)
+    return spec, train.run(spec, progress=False)
+
+
+@pytest.mark.parametrize("attention", sorted(ATTENTIONS))
+def test_every_mechanism_learns_and_its_record_is_whole(shared, attention):
+    spec = tiny.spec(shared, attention=OPTIONS[attention])
+    record = train.run(spec, progress=False)
+    assert record.status == "ok", record.error
+    assert record.metrics["accuracy"].value > 0.7  # of 60 rows; a coin gets there once in a thousand
+    folder = Path(spec.output_dir) / spec.run_id()
+    assert runs.load(folder) == record
+    assert not (folder / train.CHECKPOINTS).exists()
+    assert not list(folder.rglob("*.tmp"))
+    for value in (record.model, record.data, record.cost, record.train_loss):
+        assert value is not None
+    assert record.model.attention == attention
+    assert record.model.layers == 3
+    assert record.data.splits["train"].rows == 256
+    assert record.data.labels == ("neg", "pos")
+    assert all(
+        value is not None for key, value in record.spec.items() if key in ("max_length", "learning_rate")
+    )
+    assert 0 < record.cost.train_seconds < record.seconds
+
+
+def test_metrics_can_be_recomputed_from_predictions(done):
+    spec, record = done
+    predictions = runs.Predictions.load(Path(spec.output_dir) / record.id)
+    again = metrics.compute(record.metrics, predictions.labels, np.array(predictions.logits))
+    for name, metric in record.metrics.items():
+        assert again[name].value == pytest.approx(metric.value, abs=1e-6)
+    assert predictions.ids == list(range(60))
+    assert predictions.texts[0] == tiny.texts(60, 1)[0][0]
+
+
+def test_train_loss_is_the_mean_over_all_steps(shared):
+    record = train.run(tiny.spec(shared, num_train_epochs=2), progress=False)
+    assert [line["step"] for line in record.history] == list(range(1, 33))
+    assert record.train_loss == pytest.approx(np.mean([line["loss"] for line in record.history]))
+
+
+def test_a_finished_run_is_not_made_again(done, monkeypatch):
+    spec, record = done
+    monkeypatch.setattr(train, "prepare", lambda spec: pytest.fail("prepared again"))
+    assert train.run(spec, progress=False) == record
+
+
+def test_same_seed_same_result_other_seed_another(shared, tmp_path, done):
+    spec, record = done
+    again = train.run(dataclasses.replace(spec, output_dir=str(tmp_path)), progress=False)
+    assert again.history == record.history
+    assert again.metrics == record.metrics
+    other = train.run(dataclasses.replace(spec, output_dir=str(tmp_path), seed=1), progress=False)
+    assert other.history != record.history
+
+
+@pytest.mark.parametrize("attention", ["dense", "performer"])
+def test_interrupted_and_resumed_equals_uninterrupted(shared, tmp_path, monkeypatch, attention):
+    spec = tiny.spec(shared, attention=OPTIONS[attention], save_steps=5, num_train_epochs=2)
+    # Dropout makes the state of the random generators matter.
+    wanted = train.run(dataclasses.replace(spec, attention_dropout=0.1), progress=False)
+    spec = dataclasses.replace(spec, attention_dropout=0.1, output_dir=str(tmp_path))
+    on_step_end = train._Meter.on_step_end
+    steps = []
+
+    def interrupt(self, args, state, control, **kwargs):
+        on_step_end(self, args, state, control, **kwargs)
+        steps.append(state.global_step)
+        if state.global_step == 23 and steps.count(23) == 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(train._Meter, "on_step_end", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        train.run(spec, progress=False)
+    folder = tmp_path / spec.run_id()
+    assert runs.load(folder).status == "cancelled"
+    # A checkpoint cut off in the middle of writing is passed over.
+    (folder / train.CHECKPOINTS / "checkpoint-22").mkdir()
+    (folder / train.CHECKPOINTS / "checkpoint-22" / "trainer_state.json").write_text('{"epo')
+    record = train.run(spec, progress=False)
+    assert steps == [*range(1, 24), *range(21, 33)]
+    assert record.status == "ok"
+    assert record.metrics == wanted.metrics
+    assert record.train_loss == pytest.approx(wanted.train_loss, rel=1e-6)
+    assert [line["step"] for line in record.history] == list(range(1, 33))
+    assert runs.load(folder) == record
+    assert (folder / "run.1.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(RuntimeError("boom\n<b>"), "failed"), (MemoryError("no room"), "oom")]
+)
+def test_failures_are_recorded_and_retried(shared, tmp_path, monkeypatch, error, status):
+    spec = tiny.spec(shared, output_dir=str(tmp_path))
+
+    def fail(*args, **kwargs):
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train.checkpoints, "load", fail)
+        record = train.run(spec, progress=False)
+    assert record.status == status
+    assert record.error == f"{type(error).__name__}: {' '.join(str(error).split())}"
+    assert record.data is not None
+    assert record.cost is None
+    assert runs.load(tmp_path / spec.run_id()) == record
+    assert train.run(spec, progress=False).status == "ok"
+    assert [r.status for _, r in runs.find(tmp_path)] == ["ok"]
+    assert (tmp_path / spec.run_id() / "run.1.json").exists()
+
+
+def test_an_output_folder_that_holds_another_run(done, shared):
+    spec, record = done
+    folder = Path(spec.output_dir) / record.id
+    with pytest.raises(BakeoffError, match="holds a run itself"):
+        train.run(dataclasses.replace(spec, output_dir=str(folder)))
+    changed = dataclasses.replace(record, digest="0" * 64)
+    other = shared / "other" / spec.run_id()
+    other.mkdir(parents=True)
+    runs.save(other, changed)
+    with pytest.raises(BakeoffError, match="holds another run"):
+        train.run(dataclasses.replace(spec, output_dir=str(other.parent)))
+
+
+def test_changed_data_is_another_run(done, tmp_path):
+    spec = tiny.spec(tmp_path)
+    before = spec.run_id()
+    tiny.write(tmp_path / "train.csv", tiny.texts(256, 5))
+    assert spec.run_id() != before
+
+
+def test_defaults_follow_the_encoder_s_size(shared):
+    spec = tiny.spec(shared, learning_rate=None, num_train_epochs=None)
+    small, _ = train.resolve(spec)
+    assert (small.learning_rate, small.num_train_epochs, small.max_length) == (1e-4, 3.0, 512)
+    wide = tiny.encoder(shared / "wide", hidden_size=768, intermediate_size=8, num_attention_heads=8)
+    base, _ = train.resolve(dataclasses.replace(spec, model_name_or_path=str(wide)))
+    assert (base.learning_rate, base.num_train_epochs) == (2e-5, 3.0)
+
+
+def test_longer_than_the_positions(shared):
+    spec = tiny.spec(shared, max_length=600)
+    with pytest.raises(BakeoffError, match=r"positions for 512 tokens; --extend-positions"):
+        train.resolve(spec)
+    assert train.resolve(dataclasses.replace(spec, extend_positions=True))[0].max_length == 600
+
+
+def test_extended_positions_train(shared, tmp_path):
+    short = tiny.encoder(tmp_path / "short", max_position_embeddings=16)
+    spec = tiny.spec(
+        shared, model_name_or_path=str(short), max_length=40, extend_positions=True,
+        output_dir=str(tmp_path), attention="linformer:projected_length=8", num_train_epochs=1,
+    )  # fmt: skip
+    record = train.run(spec, progress=False)
+    assert record.status == "ok", record.error
+
+
+def _die(spec, progress):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _exit(spec, progress):
+    raise SystemExit(7)
+
+
+def test_a_grid_skips_what_is_done_and_survives_a_killed_cell(shared, tmp_path, monkeypatch, done):
+    spec, record = done
+    fresh = dataclasses.replace(spec, output_dir=str(tmp_path), num_train_epochs=1.0)
+    grid.check([spec, fresh])
+    with monkeypatch.context() as patch:
+        patch.setattr(grid, "_train", _die)
+        (_, first), (_, killed) = grid.run([spec, fresh], progress=False)
+        assert first == record
+        assert (killed.status, killed.id) == ("oom", fresh.run_id())
+        assert runs.load(tmp_path / fresh.run_id()) == killed
+        patch.setattr(grid, "_train", _exit)
+        [(_, failed)] = grid.run([fresh], progress=False)
+        assert (failed.status, failed.error) == ("failed", "the process ended with exit code 7")
+    [(_, made)] = grid.run([fresh], progress=False)
+    assert made.status == "ok"
+    assert sorted(p.name for p in (tmp_path / fresh.run_id()).glob("run*.json")) == [
+        "run.1.json", "run.2.json", "run.json"
+    ]  # fmt: skip
+
+
+def test_a_grid_is_checked_before_it_starts(shared):
+    spec = tiny.spec(shared)
+    bad = dataclasses.replace(spec, model_name_or_path=str(shared / "nowhere"))
+    with pytest.raises(BakeoffError, match="nowhere"):
+        grid.check([spec, bad])
