@@ -40,10 +40,10 @@ def test_fast_code_never_imports_the_reference():
             assert not any("attention.reference" in name for name in imported(path)), path
 
 
-@pytest.mark.parametrize(
-    "path", [ROOT / "comparison.py", ROOT / "verdict.py", ROOT / "stats.py", ROOT / "runs.py", ROOT / "metrics.py",
-             *sorted((ROOT / "report").glob("*.py"))], ids=lambda p: p.stem,
-)  # fmt: skip
+TORCHLESS = [ROOT / f"{name}.py" for name in ("comparison", "verdict", "stats", "runs", "metrics", "spec")]
+
+
+@pytest.mark.parametrize("path", [*TORCHLESS, *sorted((ROOT / "report").glob("*.py"))], ids=lambda p: p.stem)
 def test_comparing_and_reporting_never_import_torch(path):
     assert not top(imported(path)) & HEAVY
 

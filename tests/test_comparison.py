@@ -76,7 +76,10 @@ def test_verdict_names_the_tie_the_loser_the_coin_and_what_failed(bakeoff):
         s.startswith("performer trains 2.0 × faster, evaluates 2.5 × faster and loses 10.0 points")
         for s in said
     )
-    assert any(s.startswith("longformer computes dense attention, the same function, on 90 %") for s in said)
+    assert any(
+        s.startswith("longformer leaves nothing out and compresses nothing on 90 % of the texts")
+        for s in said
+    )
     (coin,) = [s for s in said if s.startswith("linformer")]
     assert "linformer learned nothing: 50.00 % against 55.25 % for always answering 'positive'" in coin
     assert "its probabilities lie within [0.49, 0.51]" in coin
@@ -125,12 +128,12 @@ def test_a_cheaper_tied_row_is_chosen_and_small_ratios_are_no_difference(tmp_pat
     assert "Choose performer: it trains 2.0 × faster than dense, at no measurable loss." in said
 
 
-def test_a_row_that_is_dense_here_is_never_chosen_over_dense(tmp_path):
+def test_a_row_that_approximates_nothing_here_is_never_chosen_over_dense(tmp_path):
     write_run(tmp_path, "dense", range(40))
     write_run(tmp_path, "longformer", range(2, 43), train_seconds=50.0, share_dense=1.0)
     said = group_of(tmp_path).verdict
-    assert any(s.startswith("Choose dense") for s in said)
-    assert any("longformer computes dense attention" in s for s in said)
+    assert any(s.startswith("Choose dense: none of the tied that approximates anything here") for s in said)
+    assert any("longformer leaves nothing out and compresses nothing on 100 %" in s for s in said)
 
 
 def test_a_clear_winner(tmp_path):
@@ -236,6 +239,30 @@ def test_a_good_run_without_usable_predictions_is_listed(tmp_path):
     assert [failure.status for failure in comparison.failures] == ["no predictions", *["unusable"] * 4]
     for problem, failure in zip(unusable, comparison.failures[1:], strict=True):
         assert problem in failure.error
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b'{"schema": 1, "id"', "not a run record"),
+        (b"\xff\xfe", "not a run record"),
+        (b"[]", "a record is a JSON object"),
+        (b'{"schema": 999}', "newest known"),
+        (b'{"schema": 1, "mood": "good"}', "unknown fields: mood"),
+    ],
+)
+def test_an_unreadable_record_is_listed_and_stops_nothing(tmp_path, content, reason):
+    write_run(tmp_path, "dense", range(40))
+    (tmp_path / "torn").mkdir()
+    (tmp_path / "torn" / runs.RECORD).write_bytes(content)
+    comparison = compare(tmp_path)
+    assert [row.label for row in comparison.groups[0].rows] == ["dense"]
+    (failure,) = comparison.failures
+    assert (failure.id, failure.status) == ("torn", "unreadable")
+    assert reason in failure.error
+    assert str(tmp_path / "torn" / runs.RECORD) in failure.error
+    for text in (comparing.render_markdown(comparison).replace("\\", ""), terminal(comparison, width=1000)):
+        assert f"torn: unreadable. {failure.error}" in text
 
 
 def test_no_runs_is_one_clear_error(tmp_path):

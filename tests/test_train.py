@@ -3,12 +3,15 @@
 import dataclasses
 import os
 import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny
 
+import tiny
 from bakeoff import grid, metrics, runs, train
 from bakeoff.attention import ATTENTIONS
 from bakeoff.errors import BakeoffError
@@ -134,10 +137,11 @@ def test_failures_are_recorded_and_retried(shared, tmp_path, monkeypatch, error,
     assert record.status == status
     assert record.error == f"{type(error).__name__}: {' '.join(str(error).split())}"
     assert record.data is not None
+    assert record.model is None
     assert record.cost is None
     assert runs.load(tmp_path / spec.run_id()) == record
     assert train.run(spec, progress=False).status == "ok"
-    assert [r.status for _, r in runs.find(tmp_path)] == ["ok"]
+    assert [record.status for _, record in runs.find(tmp_path)] == ["ok"]
     assert (tmp_path / spec.run_id() / "run.1.json").exists()
 
 
@@ -220,3 +224,30 @@ def test_a_grid_is_checked_before_it_starts(shared):
     bad = dataclasses.replace(spec, model_name_or_path=str(shared / "nowhere"))
     with pytest.raises(BakeoffError, match="nowhere"):
         grid.check([spec, bad])
+
+
+_GRID = """
+import sys
+sys.path[:0] = {path!r}
+from pathlib import Path
+import tiny
+from bakeoff import grid
+if __name__ == "__main__":
+    list(grid.run([tiny.spec(Path({shared!r}), output_dir={out!r}, num_train_epochs=300)], progress=False))
+"""
+
+
+def test_a_killed_grid_takes_its_cell_along(shared, tmp_path):
+    """The cell ends as if interrupted, with a record, instead of training on unseen."""
+    script = tmp_path / "killed.py"
+    path = [str(Path(__file__).parent), str(Path(train.__file__).parents[1])]
+    script.write_text(_GRID.format(path=path, shared=str(shared), out=str(tmp_path / "runs")))
+    process = subprocess.Popen([sys.executable, str(script)])
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob("runs/*/checkpoints/checkpoint-*")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.kill()
+    process.wait()
+    while not (found := list(tmp_path.glob("runs/*/run.json"))) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert runs.load(found[0].parent).status == "cancelled"

@@ -4,10 +4,10 @@ import csv
 import random
 from pathlib import Path
 
-import encoders
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
+import encoders
 from bakeoff.spec import RunSpec
 
 GOOD, BAD = ["good", "fine", "great"], ["bad", "poor", "awful"]
@@ -17,7 +17,7 @@ WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *GOOD, *BAD, *OTHER]
 
 def encoder(folder: Path, family: str = "bert", **changes) -> Path:
     encoders.save(folder, family, vocab_size=60, **changes)
-    raw = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="[UNK]"))  # noqa: S106
+    raw = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="[UNK]"))
     raw.pre_tokenizer = pre_tokenizers.Whitespace()
     raw.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]",

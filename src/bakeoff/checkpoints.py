@@ -7,10 +7,11 @@ safetensors only.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import importlib.util
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,6 +38,7 @@ from bakeoff.encoder import (
     BakeoffForMaskedLM,
     BakeoffForSequenceClassification,
     discover,
+    dispatched,
     max_tokens,
     position_embedding,
 )
@@ -86,19 +88,14 @@ def weights_sha256(folder: str | Path) -> str | None:
 
 def load_config(base: str | Path) -> PreTrainedConfig:
     """The config of `base`, with one line in place of a traceback where it cannot be had."""
-    path = resolve(base)
-    try:
-        return AutoConfig.from_pretrained(path, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise _unreadable(base, error) from error
+    with _readable(base, "model"):
+        return AutoConfig.from_pretrained(resolve(base), trust_remote_code=False)
 
 
 def load_tokenizer(base: str | Path) -> PreTrainedTokenizerBase:
     """The tokenizer of `base`."""
-    try:
+    with _readable(base, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(resolve(base), trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise _unreadable(base, error, "tokenizer") from error
     if tokenizer.pad_token is None:
         raise BakeoffError(
             f"{base}: its tokenizer has no padding token; set tokenizer.pad_token and save it again."
@@ -106,14 +103,61 @@ def load_tokenizer(base: str | Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def _unreadable(base: str | Path, error: Exception, what: str = "model") -> BakeoffError:
-    reason = " ".join(str(error).split())[:300]
-    if Path(str(base)).exists():
-        return BakeoffError(f"{base}: no {what} that transformers can read here ({reason})")
-    return BakeoffError(
-        f"no {what} {str(base)!r}: not a folder, and the Hub could not give it. Check the name and the "
-        f"network, or give a folder with config.json, model.safetensors and the tokenizer. ({reason})"
+def load_weights(
+    model_class: Any, base: str | Path, *, complete: bool = False, **kwargs: Any
+) -> PreTrainedModel:
+    """`model_class.from_pretrained` from safetensors alone, refusing what transformers only warns of.
+
+    Args:
+        model_class: what to load, ours or a family's.
+        base: a folder, a Hub id, or `minilm`.
+        complete: whether the head must be there too; else one that is missing, pooler included, is new.
+        **kwargs: for `from_pretrained`.
+
+    Raises:
+        BakeoffError: the weights cannot be read, or lack a part: transformers would go on with random
+            numbers in its place.
+    """
+    with _readable(base, "model"):
+        model, info = model_class.from_pretrained(
+            resolve(base),
+            use_safetensors=True,
+            trust_remote_code=False,
+            dtype=torch.float32,
+            output_loading_info=True,
+            **kwargs,
+        )
+    inner, prefix = (model.model, "model.") if hasattr(model, "sites") else (model, "")
+    body = f"{prefix}{inner.base_model_prefix}."
+    mismatched = [key if isinstance(key, str) else key[0] for key in info["mismatched_keys"]]
+    lost = sorted(
+        key
+        for key in [*info["missing_keys"], *mismatched]
+        if complete or (key.startswith(body) and "pooler" not in key)
     )
+    if lost:
+        raise BakeoffError(
+            f"{base}: its weights do not fit its config: {len(lost)} are missing or of another size, such "
+            f"as {lost[0]}."
+        )
+    return model
+
+
+@contextlib.contextmanager
+def _readable(base: str | Path, what: str) -> Iterator[None]:
+    """What reading a foreign file can raise is open-ended; here it becomes one line."""
+    try:
+        yield
+    except (BakeoffError, MemoryError):
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300]
+        if Path(str(base)).exists():
+            raise BakeoffError(f"{base}: no {what} that transformers can read here ({reason})") from error
+        raise BakeoffError(
+            f"no {what} {str(base)!r}: not a folder, and the Hub could not give it. Check the name and the "
+            f"network, or give a folder with config.json, model.safetensors and the tokenizer. ({reason})"
+        ) from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,11 +170,48 @@ class Base:
     max_tokens: int
 
 
-def inspect(base: str | Path, head: Head = "classification") -> Base:
-    """The encoder that `base` names. Raises `BakeoffError` where it does not dispatch."""
-    config, _ = _dispatching(load_config(base))
+def inspect(
+    base: str | Path,
+    attention: str = "dense",
+    attention_options: Mapping[str, Any] | None = None,
+    head: Head = "classification",
+) -> Base:
+    """The encoder that `base` names, and whether it takes the mechanism, before its weights are read.
+
+    Raises:
+        BakeoffError: as `load`.
+    """
+    source = load_config(base)
+    _refuse_other(base, source, attention, attention_options or {})
+    config, stated = _dispatching(source)
     sites, held = discover(config, HEADS[head][0])
-    return Base(config.model_type, config.hidden_size, sum(site.calls for site in sites), held)
+    options = (stated if _native(source, attention) else {}) | dict(attention_options or {})
+    wrapped = BakeoffConfig.wrap(config, attention, attention_options=options)
+    with torch.device("meta"):
+        for index, site in enumerate(sites):
+            mechanism = site.build(index, config, held, wrapped)
+            if isinstance(mechanism, Longformer) and mechanism.separate_global:
+                _projections(config.model_type)
+    return Base(config.model_type, config.hidden_size, dispatched(sites), held)
+
+
+def _native(source: PreTrainedConfig, attention: str) -> bool:
+    """Whether a checkpoint was made with this mechanism, so that its own options are the defaults."""
+    own = source.attention if source.model_type == NAME else source.model_type.replace("_", "")
+    return bool(own == attention)
+
+
+def _refuse_other(
+    base: str | Path, source: PreTrainedConfig, attention: str, attention_options: Mapping[str, Any]
+) -> None:
+    """A converted folder has one mechanism with one set of options."""
+    asked = resolve_options(attention, attention_options)  # its names and types, whatever the base
+    if source.model_type == NAME:
+        own = source.attention_options
+        if attention != source.attention or any(own[key] != asked[key] for key in attention_options):
+            raise BakeoffError(
+                f"{base} is converted already, to {source.attention}; convert its dense base instead."
+            )
 
 
 def load(
@@ -147,7 +228,7 @@ def load(
     """A pretrained encoder with another attention, warm-started from its weights.
 
     Args:
-        base: a folder, a Hub id, or `minilm`. A converted folder loads as it is.
+        base: a folder, a Hub id, or `minilm`. A converted folder loads as it is, with its own seed.
         attention: the mechanism.
         attention_options: its options; those a Longformer or BigBird checkpoint states are its defaults.
         head: `classification` or `masked-lm`.
@@ -159,8 +240,8 @@ def load(
     Raises:
         BakeoffError: the encoder cannot be had, or does not let its attention be replaced.
     """
-    resolve_options(attention, attention_options or {})  # before anything is loaded
-    path, source = resolve(base), load_config(base)
+    source = load_config(base)
+    _refuse_other(base, source, attention, attention_options or {})
     auto_class, our_class = HEADS[head]
     for_labels: dict[str, Any] = {}
     if labels is not None:
@@ -170,12 +251,11 @@ def load(
             "ignore_mismatched_sizes": True,  # a head for other classes gives way to a new one
         }
     if source.model_type == NAME:
-        own = dict(source.attention_options)
-        if attention != source.attention or own | dict(attention_options or {}) != own:
-            raise BakeoffError(
-                f"{base} is converted already, to {source.attention}; convert its dense base instead."
-            )
-        model = _from_pretrained(our_class, base, path, **for_labels)
+        model = load_weights(our_class, base, **for_labels)
+        if attention_dropout is not None:
+            model.config.attention_dropout = attention_dropout
+            for mechanism in model.mechanisms():
+                mechanism.dropout = attention_dropout
         if max_length is not None and max_length > model.max_tokens:
             raise BakeoffError(
                 f"{base} holds {model.max_tokens} tokens; convert its dense base to {max_length} instead."
@@ -184,7 +264,7 @@ def load(
 
     config, stated = _dispatching(source)
     discover(config, auto_class)  # refuse before reading weights
-    pretrained = _from_pretrained(auto_class, base, path, **for_labels)
+    pretrained = load_weights(auto_class, base, **for_labels)
     state = pretrained.state_dict()
     for key in ("id2label", "label2id", "problem_type"):
         setattr(config, key, getattr(pretrained.config, key))
@@ -193,9 +273,7 @@ def load(
         # A head without counterpart starts anew, as any new head does.
         fresh = auto_class.from_config(config).state_dict()
         state = {key: value for key, value in fresh.items() if key not in state} | state
-        if attention != source.model_type.replace("_", ""):
-            stated = {}
-    options = stated | dict(attention_options or {})
+    options = (stated if _native(source, attention) else {}) | dict(attention_options or {})
     config, state = extend_positions(config, state, auto_class, max_length)
     model = our_class(
         BakeoffConfig.wrap(
@@ -252,15 +330,6 @@ def extend_positions(
     return config, state
 
 
-def _from_pretrained(model_class: Any, base: str | Path, path: str, **kwargs: Any) -> PreTrainedModel:
-    try:
-        return model_class.from_pretrained(
-            path, use_safetensors=True, trust_remote_code=False, dtype=torch.float32, **kwargs
-        )
-    except (OSError, ValueError, KeyError) as error:
-        raise _unreadable(base, error) from error
-
-
 def _fill(model: PreTrainedModel, state: Mapping[str, Tensor]) -> None:
     """Copy a family's weights into a converted model, then start the mechanisms from them."""
     inner = model.model
@@ -277,17 +346,21 @@ def _fill(model: PreTrainedModel, state: Mapping[str, Tensor]) -> None:
             _copy_projections(model, site.path, mechanism)
 
 
-@torch.no_grad()
-def _copy_projections(model: PreTrainedModel, path: str, mechanism: Longformer) -> None:
-    """Start global projections as copies of the local ones, as Longformer did (section 5)."""
-    family = model.config.encoder["model_type"]
+def _projections(family: str) -> tuple[str, ...]:
     if family not in PROJECTIONS:
         raise BakeoffError(
             f"longformer: where {family} keeps its query, key and value projections is not known; add a line "
             "to PROJECTIONS in bakeoff/encoder.py, or use separate_global=false."
         )
+    return PROJECTIONS[family]
+
+
+@torch.no_grad()
+def _copy_projections(model: PreTrainedModel, path: str, mechanism: Longformer) -> None:
+    """Start global projections as copies of the local ones, as Longformer did (section 5)."""
     module = model.model.get_submodule(path)
-    local: list[nn.Linear] = [getattr(module, name) for name in PROJECTIONS[family]]
+    names = _projections(model.config.encoder["model_type"])
+    local: list[nn.Linear] = [getattr(module, name) for name in names]
     targets = (mechanism.query_global, mechanism.key_global, mechanism.value_global)
     sizes = [target.out_features for target in targets]
     weight = torch.cat([linear.weight for linear in local]).split(sizes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import inspect
@@ -49,7 +50,10 @@ FLAGS: dict[str, tuple[str, str]] = {
     "attention": ("--attention", "The mechanism, with options as in longformer:window=64."),
     "attention_dropout": ("--attention-dropout", "Dropout on attention probabilities."),
     "max_length": ("--max-length", "Truncate to this many tokens; by default 512 or what the encoder holds."),
-    "extend_positions": ("--extend-positions", "Copy learned positions where --max-length exceeds them."),
+    "extend_positions": (
+        "--extend-positions/--no-extend-positions",
+        "Copy learned positions where --max-length exceeds them.",
+    ),
     "learning_rate": ("--learning-rate", "By default 2e-5, and 1e-4 for encoders of hidden size up to 512."),
     "per_device_train_batch_size": ("--per-device-train-batch-size", "Rows a step and device."),
     "per_device_eval_batch_size": ("--per-device-eval-batch-size", "Rows a batch in evaluation."),
@@ -60,8 +64,11 @@ FLAGS: dict[str, tuple[str, str]] = {
     "lr_scheduler_type": ("--lr-scheduler-type", "Trainer's name of a learning-rate schedule."),
     "max_grad_norm": ("--max-grad-norm", "Clip gradients to this norm."),
     "seed": ("--seed", "Of the head, the order of rows, dropout, and random attention patterns."),
-    "bf16": ("--bf16", "Train in bfloat16 autocast."),
-    "gradient_checkpointing": ("--gradient-checkpointing", "Recompute activations: less memory, more time."),
+    "bf16": ("--bf16/--no-bf16", "Train in bfloat16 autocast."),
+    "gradient_checkpointing": (
+        "--gradient-checkpointing/--no-gradient-checkpointing",
+        "Recompute activations: less memory, more time.",
+    ),
     "save_steps": ("--save-steps", "Steps between checkpoints; an interrupted run resumes from the last."),
     "output_dir": ("--output-dir", "The folder that holds the runs."),
     "save_model": ("--save-model/--no-save-model", "Keep the trained model beside the record."),
@@ -135,7 +142,8 @@ def run(spec_file: SpecFile = None, *, flags: dict[str, Any]) -> None:
     _quiet()
     from bakeoff import train
 
-    record = train.run(spec)
+    with _interruptible():
+        record = train.run(spec)
     _say(spec, record)
     out.print(Text(str(Path(spec.output_dir) / record.id)))
     if record.status != "ok":
@@ -180,9 +188,10 @@ def grid(
 
     cells.check(specs)
     bad = 0
-    for number, (spec, record) in enumerate(cells.run(specs), start=1):
-        _say(spec, record, f"[{number}/{len(specs)}] ")
-        bad += record.status != "ok"
+    with _interruptible():
+        for number, (spec, record) in enumerate(cells.run(specs), start=1):
+            _say(spec, record, f"[{number}/{len(specs)}] ")
+            bad += record.status != "ok"
     _compare([Path(specs[0].output_dir)])
     if bad:
         raise BakeoffError(
@@ -247,6 +256,7 @@ def convert(
     """Turn a dense checkpoint into another mechanism, warm-started, loadable by AutoModel."""
     _quiet()
     from bakeoff import checkpoints
+    from bakeoff.encoder import dispatched
     from bakeoff.errors import unknown
 
     if head not in checkpoints.HEADS:
@@ -261,9 +271,8 @@ def convert(
         head=head,
         seed=seed,
     )
-    out.print(
-        Text(f"{output}: {chosen} on {len(model.sites)} layers of {base}, room for {model.max_tokens} tokens")
-    )
+    layers = dispatched(model.sites)
+    out.print(Text(f"{output}: {chosen} on {layers} layers of {base}, room for {model.max_tokens} tokens"))
 
 
 @app.command(
@@ -370,14 +379,16 @@ def ls(
         from bakeoff import runs
 
         rows = [
-            {
+            {"run": folder.name, "status": "unreadable", "accuracy": "", "seconds": "", "error": str(record)}
+            if isinstance(record, BakeoffError)
+            else {
                 "run": record.id,
                 "status": record.status,
                 "accuracy": f"{record.metrics['accuracy'].value:.4f}" if "accuracy" in record.metrics else "",
                 "seconds": f"{record.seconds:.0f}",
                 "error": record.error or "",
             }
-            for _, record in runs.find(Path(what))
+            for folder, record in runs.find(Path(what))
         ]
     if not rows:
         raise BakeoffError(f"{what} holds no runs yet.")
@@ -395,9 +406,6 @@ def main() -> None:
     except BakeoffError as error:
         err.print(Text(f"error: {' '.join(str(error).split())}"), soft_wrap=True)
         raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        err.print("interrupted; start it again to go on where it stopped")
-        raise SystemExit(130) from None
     except BrokenPipeError:  # the reader of our output, such as head, has gone
         raise SystemExit(1) from None
 
@@ -405,6 +413,15 @@ def main() -> None:
 def _spec(spec_file: Path | None, flags: dict[str, Any]) -> RunSpec:
     values = load_yaml(spec_file) if spec_file else {}
     return RunSpec.from_dict({**values, **flags}, str(spec_file or "run"))
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        err.print("interrupted; start it again to go on where it stopped")
+        raise typer.Exit(130) from None
 
 
 def _quiet() -> None:

@@ -164,7 +164,7 @@ class Comparison:
 def compare(root: Path | Sequence[Path]) -> Comparison:
     """Read every run below `root` (a folder or several) and compare those that can be compared."""
     roots = [Path(root)] if isinstance(root, str | Path) else [Path(path) for path in root]
-    found = {folder.resolve(): record for path in roots for folder, record in runs.find(path)}
+    found = {folder.resolve(): read for path in roots for folder, read in runs.find(path)}
     if not found:
         where = ", ".join(map(str, roots))
         raise BakeoffError(
@@ -172,8 +172,8 @@ def compare(root: Path | Sequence[Path]) -> Comparison:
         )
     good: dict[str, list[Run]] = {}
     failures = []
-    for folder, record in found.items():
-        outcome = _read(folder, record)
+    for folder, read in found.items():
+        outcome = _usable(folder, read)
         if isinstance(outcome, Run):
             good.setdefault(_evaluation_key(outcome), []).append(outcome)
         else:
@@ -396,7 +396,7 @@ COLUMNS: tuple[Column, ...] = (
         "as dense %",
         lambda r: percent(r.share_dense),
         lambda r: r.share_dense,
-        "share of evaluation texts so short that the mechanism is dense attention",
+        "share of evaluation texts so short that the mechanism leaves nothing out and compresses nothing",
         cost=True,
     ),
 )
@@ -405,8 +405,10 @@ COLUMNS: tuple[Column, ...] = (
 # --- reading and grouping -------------------------------------------------------------------------------
 
 
-def _read(folder: Path, record: RunRecord) -> Run | Failure:
+def _usable(folder: Path, record: RunRecord | BakeoffError) -> Run | Failure:
     """The run with its predictions, or the reason why it cannot be compared."""
+    if isinstance(record, BakeoffError):
+        return Failure(plain(folder.name), "?", "?", "unreadable", plain(str(record)))
 
     def failure(status: str, error: str) -> Failure:
         attention = str(AttentionSpec.parse(record.spec.get("attention") or "?"))

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -126,6 +126,28 @@ class Site:
     calls: int  # more than one where layers share their weights (ALBERT)
     sliding_window: int | None  # the family's own local attention: |i - j| < sliding_window
 
+    def build(
+        self, index: int, encoder_config: PreTrainedConfig, max_length: int, config: BakeoffConfig
+    ) -> mechanisms.Attention:
+        """The mechanism for this layer. What the family computes locally stays local."""
+        layer = mechanisms.Layer(
+            index,
+            self.num_heads,
+            self.num_key_value_heads,
+            self.head_dim,
+            encoder_config.hidden_size,
+            max_length,
+            config.attention_seed,
+        )
+        if self.sliding_window is not None:
+            return Window(layer, radius=self.sliding_window - 1)
+        return mechanisms.build(config.attention, layer, config.attention_options)
+
+
+def dispatched(sites: Iterable[Site]) -> int:
+    """How many attention layers call the mechanism, a family's own local layers aside."""
+    return sum(site.calls for site in sites if site.sliding_window is None)
+
 
 def discover(config: PreTrainedConfig, auto_class: Any) -> tuple[list[Site], int]:
     """The attention layers that dispatch in a family, in order, and the tokens its positions hold.
@@ -138,26 +160,19 @@ def discover(config: PreTrainedConfig, auto_class: Any) -> tuple[list[Site], int
         f"{family} does not let its attention be replaced (it never calls the attention interface); "
         "choose an encoder that does, such as bert, roberta, distilbert, electra or modernbert."
     )
-    config = copy.deepcopy(config)
     if getattr(config, "is_decoder", False):
         raise BakeoffError(f"this {family} is configured as a decoder; bakeoff compares encoders.")
     _calls.clear()
     with torch.device("meta"), torch.no_grad():
         try:
-            model = auto_class.from_config(config, attn_implementation=_RECORDER).eval()
+            model = auto_class.from_config(copy.deepcopy(config), attn_implementation=_RECORDER).eval()
+        except Exception as error:  # whatever a foreign config makes its class raise
+            raise BakeoffError(f"a {family} of this config cannot be built ({_line(error)}).") from error
+        try:
             tokens = torch.ones(1, 4, dtype=torch.long)
             model(input_ids=tokens, attention_mask=torch.ones(1, 4, dtype=torch.bool))
-        except (
-            ValueError,
-            IndexError,
-            AttributeError,
-            NotImplementedError,
-            TypeError,
-            RuntimeError,
-        ) as error:
-            raise BakeoffError(
-                f"{refusal} ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
-            ) from error
+        except Exception as error:  # of its own attention, given a mask it does not expect
+            raise BakeoffError(f"{refusal} ({_line(error)})") from error
     calls = list(_calls)
     _calls.clear()
     if len(calls) != config.num_hidden_layers:
@@ -169,6 +184,10 @@ def discover(config: PreTrainedConfig, auto_class: Any) -> tuple[list[Site], int
         calls_so_far = sites[path].calls if path in sites else 0
         sites[path] = Site(path, query[1], key[1], query[3], calls_so_far + 1, sliding_window)
     return list(sites.values()), max_tokens(model, config)
+
+
+def _line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 def position_embedding(model: nn.Module) -> tuple[str, nn.Embedding, int] | None:
@@ -277,23 +296,8 @@ class _Bakeoff(PreTrainedModel):
         self.post_init()
 
     def _install(self, index: int, site: Site, encoder_config: PreTrainedConfig) -> None:
-        config = self.config
-        layer = mechanisms.Layer(
-            index,
-            site.num_heads,
-            site.num_key_value_heads,
-            site.head_dim,
-            encoder_config.hidden_size,
-            self.max_tokens,
-            config.attention_seed,
-        )
-        mechanism: mechanisms.Attention
-        if site.sliding_window is not None:
-            # What the family computes locally stays local: the mechanism replaces full attention.
-            mechanism = Window(layer, radius=site.sliding_window - 1)
-        else:
-            mechanism = mechanisms.build(config.attention, layer, config.attention_options)
-        mechanism.dropout = config.attention_dropout
+        mechanism = site.build(index, encoder_config, self.max_tokens, self.config)
+        mechanism.dropout = self.config.attention_dropout
         module = self.model.get_submodule(site.path)
         module.add_module(NAME, mechanism)
         if mechanism.needs_layer_input:
@@ -302,6 +306,13 @@ class _Bakeoff(PreTrainedModel):
     def mechanisms(self) -> list[mechanisms.Attention]:
         """The mechanism of each attention layer, in order."""
         return [self.model.get_submodule(f"{site.path}.{NAME}") for site in self.sites]
+
+    def attention_flops(self, n: int) -> float:
+        """Forward operations of attention over one sequence of `n` tokens, projections aside."""
+        return sum(
+            site.calls * mechanism.flops(n)
+            for site, mechanism in zip(self.sites, self.mechanisms(), strict=True)
+        )
 
     def initialize_weights(self) -> None:
         """Initialise what no checkpoint held; transformers' functions skip tensors already loaded."""

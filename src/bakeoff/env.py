@@ -34,29 +34,33 @@ def describe(dtype: str) -> dict[str, Any]:
     }
 
 
-def reset_peak_memory() -> None:
-    """Start measuring the peak anew, where the system lets us (Linux, CUDA)."""
+def reset_peak_memory() -> bool:
+    """Start measuring the peak anew, where the system lets us (CUDA, Linux); whether it did."""
     import torch
 
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
-    elif Path("/proc/self/clear_refs").exists():
+        return True
+    try:
         Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return False
+    return True
 
 
-def peak_memory() -> tuple[int, str]:
-    """Peak bytes since `reset_peak_memory`, and how they were measured."""
+def peak_memory(fresh: bool) -> tuple[int, str]:
+    """Peak bytes, and how they were measured; `fresh` as `reset_peak_memory` returned it."""
     import torch
 
     if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated(), "peak memory allocated on the device"
-    status = Path("/proc/self/status")
-    if status.exists():
-        for line in status.read_text().splitlines():
+        return torch.cuda.max_memory_allocated(), "peak memory allocated on the device during the run"
+    if fresh:
+        for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024, "peak resident set of the process during the run"
     unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit, "peak resident set of the process"
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return peak, "peak resident set of the process since it started"
 
 
 def _processor() -> str:

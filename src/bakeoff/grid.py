@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import datetime
 import multiprocessing
+import os
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
 
 from bakeoff import runs
@@ -23,6 +25,8 @@ _INTERRUPTED = 130  # as a shell reports SIGINT
 
 def check(specs: Sequence[RunSpec]) -> None:
     """Resolve every spec before the first one trains. Raises `BakeoffError` at the first that cannot run."""
+    for spec in specs:
+        runs.output_folder(spec)
     code, result = _in_child(_resolve, specs)
     if isinstance(result, BakeoffError):
         raise result
@@ -61,8 +65,8 @@ def _cell(spec: RunSpec, progress: bool) -> runs.RunRecord:
         if killed
         else f"the process ended with exit code {code}",
     )
-    folder = Path(spec.output_dir) / record.id
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = runs.output_folder(spec) / record.id
+    folder.mkdir(exist_ok=True)
     runs.save(folder, record)
     return record
 
@@ -87,24 +91,49 @@ def _in_child(function: Callable[..., Any], *arguments: Any) -> tuple[int | None
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["bakeoff.train"])  # torch is imported once, not once a cell
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_call, args=(sender, function, arguments))
+    orphaned, alive = context.Pipe(duplex=False)
+    process = context.Process(target=_call, args=(sender, orphaned, function, arguments))
     process.start()
     sender.close()
+    orphaned.close()
     try:
         result = receiver.recv()
     except EOFError:  # it died without a word
         result = None
+    except BaseException:  # we are interrupted, and so shall the child be
+        alive.close()
+        process.join()
+        raise
     process.join()
+    alive.close()
     return process.exitcode, result
 
 
-def _call(sender: Connection, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+def _call(
+    sender: Connection, orphaned: Connection, function: Callable[..., Any], arguments: tuple[Any, ...]
+) -> None:
     from bakeoff.logs import quiet
 
     quiet()
+    signal.signal(signal.SIGINT, _interrupt_once)
+    threading.Thread(target=_stop_when, args=(orphaned,), daemon=True).start()
     try:
         sender.send(function(*arguments))
     except BakeoffError as error:
         sender.send(error)
     except KeyboardInterrupt:
         raise SystemExit(_INTERRUPTED) from None
+
+
+def _interrupt_once(*_: Any) -> None:
+    """Ctrl-C reaches this process and its parent; the second signal must not fall into the first's record."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
+def _stop_when(orphaned: Connection) -> None:
+    """End this cell, as Ctrl-C would, when the grid that started it is gone: its end of the pipe closes."""
+    try:
+        orphaned.recv()
+    except EOFError:  # no harm where the cell has ended: the signal finds no one
+        os.kill(os.getpid(), signal.SIGINT)

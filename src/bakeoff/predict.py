@@ -13,8 +13,8 @@ import torch
 from tqdm.auto import tqdm
 
 from bakeoff import runs
-from bakeoff.checkpoints import load_tokenizer
-from bakeoff.encoder import NAME
+from bakeoff.checkpoints import load_config, load_tokenizer, load_weights
+from bakeoff.encoder import NAME, BakeoffForSequenceClassification
 from bakeoff.errors import BakeoffError
 
 if TYPE_CHECKING:
@@ -39,12 +39,13 @@ def logits(
     """
     model.eval()
     columns = [c for c in ("input_ids", "token_type_ids") if c in dataset.column_names]
-    order = sorted(range(len(dataset)), key=lambda row: -dataset["length"][row]) if len(dataset) else []
+    lengths = dataset["length"][:]
+    order = sorted(range(len(dataset)), key=lambda row: -lengths[row])
     out = torch.empty(len(dataset), model.config.num_labels)
     rows = dataset.select_columns(columns)
     for start in tqdm(range(0, len(order), batch_size), desc="evaluate", disable=not progress, leave=False):
         chosen = order[start : start + batch_size]
-        batch = tokenizer.pad([rows[row] for row in chosen], return_tensors="pt").to(model.device)
+        batch = tokenizer.pad(rows[chosen], return_tensors="pt").to(model.device)
         with torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=bf16):
             out[chosen] = model(**batch).logits.float().cpu()
     return out
@@ -68,8 +69,6 @@ class Classifier:
     """
 
     def __init__(self, folder: str | Path) -> None:
-        from transformers import AutoConfig, AutoModelForSequenceClassification
-
         path = Path(folder)
         if not path.is_dir():
             raise BakeoffError(f"no such folder: {path}.")
@@ -77,15 +76,9 @@ class Classifier:
             path = path / runs.MODEL
             if not path.is_dir():
                 raise BakeoffError(f"{folder} kept no model; run it again with --save-model.")
-        try:
-            if AutoConfig.from_pretrained(path, trust_remote_code=False).model_type != NAME:
-                raise BakeoffError(f"{path} is no bakeoff model; train one with bakeoff run.")
-            self.model = AutoModelForSequenceClassification.from_pretrained(
-                path, use_safetensors=True, trust_remote_code=False
-            ).eval()
-        except (OSError, ValueError) as error:
-            reason = " ".join(str(error).split())[:300]
-            raise BakeoffError(f"{path}: no model that can be read here ({reason})") from error
+        if load_config(path).model_type != NAME:
+            raise BakeoffError(f"{path} is no bakeoff model; train one with bakeoff run.")
+        self.model = load_weights(BakeoffForSequenceClassification, path, complete=True).eval()
         if torch.cuda.is_available():
             self.model.to("cuda")
         self.tokenizer = load_tokenizer(path)

@@ -67,11 +67,12 @@ class Model:
     family: str
     attention: str
     attention_options: Mapping[str, Any]  # all of them, defaults included
-    layers: int  # attention layers that were dispatched to the mechanism
+    attention_seed: int  # of random features and blocks: the run's, or a converted base's own
+    layers: int  # attention layers that call the mechanism, a family's own local layers aside
     parameters: int
     trainable_parameters: int
     attention_parameters: int  # in the mechanism's own state
-    share_dense: float  # share of evaluation texts short enough that the pattern is dense attention
+    share_dense: float  # share of evaluation texts so short that nothing is left out or compressed
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -106,7 +107,7 @@ class RunRecord:
     metrics: Mapping[str, Metric] = dataclasses.field(default_factory=dict)  # on eval: accuracy, f1, loss
     train_loss: float | None = None
     cost: Cost | None = None
-    history: tuple[Mapping[str, float], ...] = ()  # as Trainer logs: step, epoch, loss, eval_accuracy …
+    history: tuple[Mapping[str, float], ...] = ()  # of training, as Trainer logs: step, epoch, loss …
     schema: int = SCHEMA
 
     def to_dict(self) -> dict[str, Any]:
@@ -152,7 +153,7 @@ def load(folder: Path) -> RunRecord:
     except FileNotFoundError:
         raise BakeoffError(f"{folder} holds no run ({RECORD} is missing).") from None
     except (OSError, ValueError, RecursionError) as error:
-        raise BakeoffError(f"{path}: not a run record ({error}).") from None
+        raise BakeoffError(f"{path}: not a run record ({error}); move it away to run it again.") from None
     try:
         if not isinstance(values, dict):
             raise BakeoffError("a record is a JSON object.")
@@ -169,15 +170,32 @@ def finished(spec: RunSpec) -> RunRecord | None:
     record = load(folder)
     if record.digest != spec.digest():
         raise BakeoffError(f"{folder} holds another run; choose another --output-dir.")
-    return record if record.status == "ok" else None
+    return record if record.status == "ok" and (folder / PREDICTIONS).exists() else None
 
 
-def find(root: Path) -> Iterator[tuple[Path, RunRecord]]:
-    """Every run below `root` (or `root` itself), by folder name."""
+def find(root: Path) -> Iterator[tuple[Path, RunRecord | BakeoffError]]:
+    """Every run below `root` (or `root` itself), by folder name; one that cannot be read as its error."""
     if not root.is_dir():
         raise BakeoffError(f"no such folder: {root}.")
     for path in sorted(root.rglob(RECORD)):
-        yield path.parent, load(path.parent)
+        try:
+            yield path.parent, load(path.parent)
+        except BakeoffError as error:
+            yield path.parent, error
+
+
+def output_folder(spec: RunSpec) -> Path:
+    """The folder that holds the runs, made if need be. Raises `BakeoffError` where it cannot be."""
+    output = Path(spec.output_dir)
+    if (output / RECORD).exists():
+        raise BakeoffError(f"{output} holds a run itself; name the folder that holds it, or another.")
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BakeoffError(f"cannot make {output} ({error.strerror}); choose another --output-dir.") from None
+    if not os.access(output, os.W_OK):
+        raise BakeoffError(f"cannot write to {output}; choose another --output-dir.")
+    return output
 
 
 @dataclasses.dataclass(frozen=True)

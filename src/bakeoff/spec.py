@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import re
 import types
 import typing
 from collections.abc import Iterator, Mapping
@@ -19,7 +20,7 @@ import yaml
 
 from bakeoff.errors import BakeoffError, unknown
 
-Option = int | float | bool | str | tuple[int, ...]
+Option = int | float | bool | str | tuple[int | float | bool | str, ...]
 
 #: Fields that say where things lie or how fast they go, and never what the result is.
 NOT_IDENTITY = frozenset({"output_dir", "data_dir", "save_model", "save_steps"})
@@ -39,25 +40,37 @@ class AttentionSpec:
             return value
         if isinstance(value, Mapping):
             options = dict(value)
-            name = options.pop("name", None)
+            name, nested = options.pop("name", None), options.pop("options", None) or {}
             if not isinstance(name, str):
                 raise BakeoffError(
                     "an attention given as a mapping needs a 'name', such as {name: longformer}."
                 )
-            options.update(options.pop("options", None) or {})
+            if not isinstance(nested, Mapping):
+                raise BakeoffError(f"attention {name}: options is a mapping, not {nested!r}.")
+            options.update(nested)
         elif isinstance(value, str):
             name, _, rest = value.partition(":")
             options = {}
-            for pair in filter(None, rest.split(",")):
+            for pair in filter(None, re.split(r",(?![^\[]*\])", rest)):  # commas, but not those of a list
                 key, equals, text = pair.partition("=")
                 if not equals:
                     raise BakeoffError(
                         f"attention {value!r}: {pair!r} is not option=value, as in longformer:window=64."
                     )
-                options[key.strip()] = yaml.safe_load(text)
+                try:
+                    options[key.strip()] = yaml.safe_load(text)
+                except yaml.YAMLError:
+                    raise BakeoffError(f"attention {value!r}: {text!r} is no value.") from None
         else:
             raise BakeoffError(f"an attention is a name or a mapping, not {value!r}.")
-        return cls(name.strip(), {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()})
+        options = {str(k): tuple(v) if isinstance(v, list) else v for k, v in options.items()}
+        for key, option in options.items():
+            for item in option if isinstance(option, tuple) else (option,):
+                if not isinstance(item, int | float | str):
+                    raise BakeoffError(
+                        f"attention {name}: {key} is a number or a list of them, not {option!r}."
+                    )
+        return cls(name.strip(), options)
 
     def __str__(self) -> str:
         options = ",".join(f"{k}={v}" for k, v in sorted(self.options.items()))
@@ -121,6 +134,8 @@ class RunSpec:
                 "own files need all of train_file, eval_file, text_columns and label_column "
                 "(--train a.csv --eval b.csv --text-column text --label-column label)."
             )
+        if self.task is not None and (self.text_columns or self.label_column):
+            raise BakeoffError("text_columns and label_column are for own files; a task knows its columns.")
         for name in _POSITIVE:
             value = getattr(self, name)
             if value is not None and not value > 0:
@@ -128,21 +143,26 @@ class RunSpec:
         for name in ("weight_decay", "warmup_steps", "attention_dropout", "seed"):
             if getattr(self, name) < 0:
                 raise BakeoffError(f"{name} must not be negative, not {getattr(self, name)}.")
+        if self.seed >= 2**32:
+            raise BakeoffError(f"seed must be below 2^32, not {self.seed}.")
         if self.attention_dropout >= 1:
             raise BakeoffError(f"attention_dropout is a probability below 1, not {self.attention_dropout}.")
 
     @property
     def task_name(self) -> str:
-        """The task's name, or the evaluation file's stem for the user's own files."""
+        """The task's name, or the training file's stem for the user's own files."""
         return self.task if self.task is not None else Path(str(self.train_file)).stem
 
     def digest(self) -> str:
-        """SHA-256 over what decides the result: every such field, and the content of own files."""
+        """SHA-256 over what decides the result: each such field, and what own files and encoders hold."""
         identity = {k: v for k, v in self.to_dict().items() if k not in NOT_IDENTITY}
         for field in ("train_file", "eval_file"):
             path = identity[field]
             if path is not None:
                 identity[field] = _sha256(Path(path))
+        weights = Path(self.model_name_or_path) / "model.safetensors"
+        if weights.is_file():
+            identity["model_sha256"] = _sha256(weights)
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
     def run_id(self) -> str:
@@ -192,6 +212,9 @@ class GridSpec:
         for task in per_task:
             if task not in tasks:
                 raise BakeoffError(f"{where}: per_task names {task!r}, which is not among tasks.")
+        for task, fields in per_task.items():
+            if taken := {"task", "attention", "seed", "output_dir"} & fields.keys():
+                raise BakeoffError(f"{where}: per_task {task!r} cannot set {sorted(taken)[0]!r}.")
         if forbidden := {"task", "attention", "seed"} & rest.keys():
             raise BakeoffError(
                 f"{where}: a grid takes tasks, attentions and seeds, not {sorted(forbidden)[0]!r}."

@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from transformers import (
     DataCollatorWithPadding,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    SchedulerType,
     Trainer,
     TrainerCallback,
     TrainerControl,
@@ -27,10 +29,10 @@ from transformers import (
 from transformers.trainer_callback import ExportableState, PrinterCallback, ProgressCallback
 
 from bakeoff import checkpoints, encode, env, metrics, predict, runs, tasks
-from bakeoff.attention import Attention, resolve_options
+from bakeoff.attention import Attention
 from bakeoff.attention.longformer import Window
 from bakeoff.batching import LengthGroupedSampler
-from bakeoff.errors import BakeoffError
+from bakeoff.errors import BakeoffError, unknown
 from bakeoff.spec import RunSpec
 
 CHECKPOINTS = "checkpoints"
@@ -86,8 +88,9 @@ def prepare(spec: RunSpec) -> Prepared:
 
 def resolve(spec: RunSpec) -> tuple[RunSpec, checkpoints.Base]:
     """Fill in what the encoder decides: `max_length`, `learning_rate`, `num_train_epochs`."""
-    resolve_options(spec.attention.name, spec.attention.options)
-    base = checkpoints.inspect(spec.model_name_or_path)
+    base = checkpoints.inspect(spec.model_name_or_path, spec.attention.name, spec.attention.options)
+    if spec.lr_scheduler_type not in (known := [s.value for s in SchedulerType]):
+        raise unknown("lr_scheduler_type", spec.lr_scheduler_type, known)
     max_length = min(512, base.max_tokens) if spec.max_length is None else spec.max_length
     if max_length > base.max_tokens and not spec.extend_positions:
         raise BakeoffError(
@@ -113,18 +116,28 @@ def run(spec: RunSpec, *, progress: bool = True) -> runs.RunRecord:
         BakeoffError: the input is bad; nothing was trained and nothing written.
         KeyboardInterrupt: after a record of status `cancelled` was written.
     """
-    output = Path(spec.output_dir)
-    if (output / runs.RECORD).exists():
-        raise BakeoffError(f"{output} holds a run itself; name the folder that holds it, or another.")
     if (done := runs.finished(spec)) is not None:
         return done
     started, clock = datetime.datetime.now(datetime.UTC), time.perf_counter()
     prepared = prepare(spec)
-    folder = output / spec.run_id()
+    folder = runs.output_folder(spec) / spec.run_id()
+    folder.mkdir(exist_ok=True)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise BakeoffError(f"cannot make {folder} ({error.strerror}); choose another --output-dir.") from None
+        with FileLock(folder / ".lock", timeout=0):
+            return runs.finished(spec) or _record(spec, prepared, folder, started, clock, progress)
+    except Timeout:
+        raise BakeoffError(f"{folder} is being made by another process.") from None
+
+
+def _record(
+    spec: RunSpec,
+    prepared: Prepared,
+    folder: Path,
+    started: datetime.datetime,
+    clock: float,
+    progress: bool,
+) -> runs.RunRecord:
+    """Make a run and write what came of it."""
     record = runs.RunRecord(
         id=folder.name,
         status="failed",
@@ -137,11 +150,16 @@ def run(spec: RunSpec, *, progress: bool = True) -> runs.RunRecord:
     )
     interrupted = False
     try:
-        record = _train(prepared, folder, record, progress)
+        fresh = env.reset_peak_memory()
+        model = _model(prepared)
+        record = dataclasses.replace(record, model=_describe(model, prepared))
+        record = _train(prepared, model, folder, record, progress, fresh)
     except KeyboardInterrupt:
         record = dataclasses.replace(record, status="cancelled", error="interrupted; run it again to resume")
         interrupted = True
-    except Exception as error:  # whatever went wrong belongs into the record
+    except BakeoffError:  # an encoder whose weights are bad input
+        raise
+    except Exception as error:  # whatever else went wrong belongs into the record
         record = dataclasses.replace(
             record,
             status="oom" if _out_of_memory(error) else "failed",
@@ -156,21 +174,29 @@ def run(spec: RunSpec, *, progress: bool = True) -> runs.RunRecord:
     return record
 
 
-def _train(prepared: Prepared, folder: Path, record: runs.RunRecord, progress: bool) -> runs.RunRecord:
-    spec, task, tokenizer = prepared.spec, prepared.task, prepared.tokenizer
-    env.reset_peak_memory()
+def _model(prepared: Prepared) -> PreTrainedModel:
+    spec = prepared.spec
     set_seed(spec.seed)
-    model = checkpoints.load(
+    return checkpoints.load(
         spec.model_name_or_path,
         spec.attention.name,
         attention_options=spec.attention.options,
-        labels=task.labels,
+        labels=prepared.task.labels,
         max_length=spec.max_length,
         seed=spec.seed,
         attention_dropout=spec.attention_dropout,
     )
-    record = dataclasses.replace(record, model=_describe(model, prepared))
 
+
+def _train(
+    prepared: Prepared,
+    model: PreTrainedModel,
+    folder: Path,
+    record: runs.RunRecord,
+    progress: bool,
+    fresh_memory: bool,
+) -> runs.RunRecord:
+    spec, task, tokenizer = prepared.spec, prepared.task, prepared.tokenizer
     rows, epochs = len(task.train.labels), spec.num_train_epochs
     assert epochs is not None  # noqa: S101  # resolved
     batch = spec.per_device_train_batch_size * spec.gradient_accumulation_steps
@@ -188,8 +214,16 @@ def _train(prepared: Prepared, folder: Path, record: runs.RunRecord, progress: b
     trainer.remove_callback(ProgressCallback)
     if progress:
         trainer.add_callback(_Progress)
-    trainer.train(resume_from_checkpoint=_last_checkpoint(folder / CHECKPOINTS))
-    meter = next(c for c in trainer.callback_handler.callbacks if isinstance(c, _Meter))
+    checkpoint = _last_checkpoint(folder / CHECKPOINTS)
+    try:
+        trainer.train(resume_from_checkpoint=checkpoint)
+    except Exception as error:
+        if checkpoint is None or meter.stepped or _out_of_memory(error):
+            raise
+        shutil.rmtree(checkpoint)  # or the run would fail at this for ever
+        raise RuntimeError(
+            f"{checkpoint} could not be resumed from and was removed; run it again ({error})"
+        ) from error
 
     clock = time.perf_counter()
     logits = predict.logits(
@@ -201,7 +235,7 @@ def _train(prepared: Prepared, folder: Path, record: runs.RunRecord, progress: b
         progress=progress,
     )
     eval_seconds = time.perf_counter() - clock
-    memory, how = env.peak_memory()
+    memory, how = env.peak_memory(fresh_memory)
 
     runs.Predictions(
         ids=task.eval.ids,
@@ -228,8 +262,7 @@ def _train(prepared: Prepared, folder: Path, record: runs.RunRecord, progress: b
             eval_tokens_per_second=eval_tokens / eval_seconds,
             eval_examples_per_second=len(prepared.eval.lengths) / eval_seconds,
             peak_memory_bytes=memory,
-            attention_flops_per_eval_token=sum(m.flops(mean_length) for m in model.mechanisms())
-            / mean_length,
+            attention_flops_per_eval_token=model.attention_flops(mean_length) / mean_length,
             how=f"wall time; tokens without padding; {how}",
         ),
         history=tuple(
@@ -300,6 +333,7 @@ class _Meter(TrainerCallback, ExportableState):
 
     def __init__(self, every: int, seconds: float = 0.0) -> None:
         self.every, self.seconds = every, seconds
+        self.stepped = False
         self._clock: float | None = None  # of the last count, while training runs
 
     def state(self) -> dict[str, Any]:
@@ -325,7 +359,7 @@ class _Meter(TrainerCallback, ExportableState):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Log at every point of the curve, at the end, and wherever a checkpoint would lose the sum."""
-        step = state.global_step
+        self.stepped, step = True, state.global_step
         control.should_log = step % self.every == 0 or step % args.save_steps == 0 or step == state.max_steps
 
     def on_train_end(
@@ -374,6 +408,7 @@ def _describe(model: PreTrainedModel, prepared: Prepared) -> runs.Model:
         family=prepared.base.family,
         attention=spec.attention.name,
         attention_options=dict(model.config.attention_options),
+        attention_seed=model.config.attention_seed,
         layers=prepared.base.layers,
         parameters=model.num_parameters(),
         trainable_parameters=model.num_parameters(only_trainable=True),

@@ -3,7 +3,7 @@
 Rules, in one place:
 - two rows are *tied* when the paired test against the best does not tell them apart at 5 %, after Holm;
 - seconds are compared on one machine only, and ratios under `SAME_SPEED` are called no different;
-- a mechanism whose pattern covers the texts computes dense attention, so its ties and wins are no finding;
+- where a mechanism leaves nothing out and compresses nothing, its ties and wins are no finding;
 - a run that learned nothing is named with the likely cause, and never chosen.
 """
 
@@ -26,7 +26,7 @@ SAME_SPEED = 1.2  # on shared machines, repeated runs differ by up to about this
 COLLAPSED = 0.02  # the largest probability stays this close to 1 / classes
 SMALL_GAIN = 0.1  # of the way from the baseline to no error
 UNMOVED = 0.97  # of the loss of a constant answer
-AS_DENSE = 0.5  # share of texts from which on a mechanism counts as dense attention here
+COVERED = 0.5  # share of texts with nothing left out: from here on a row shows no approximation
 FEW = 0.03  # a smallest difference above this deserves a warning
 _STATUS = {"oom": "out of memory"}
 
@@ -78,10 +78,11 @@ def sentences(group: Group, missing: Iterable[Failure] = ()) -> tuple[str, ...]:
         said += [_standing(group, tied, learned), *_choice(group, tied)]
         said += [_loser(group, row, row.to_best) for row in learned if row.to_best and row not in tied]
         said += [
-            f"{row.label} computes dense attention, the same function, on {100 * row.share_dense:.0f} % of "
-            "the texts, which are short; a tie or a win there says nothing about longer ones."
+            f"{row.label} leaves nothing out and compresses nothing on {100 * row.share_dense:.0f} % of the "
+            "texts, which are short for it: there it has nothing to save, and the comparison shows nothing "
+            "about its approximation."
             for row in learned
-            if _is_dense_here(row)
+            if _covers_texts(row)
         ]
     else:
         said.append("No attention learned the task in all of its runs, so there is nothing to choose.")
@@ -123,7 +124,7 @@ def _choice(group: Group, tied: Sequence[Row]) -> list[str]:
     """Which of the tied rows to take: the cheapest, where cost can be told apart."""
     if len(tied) == 1 or not group.same_machine:
         return []
-    own = [row for row in tied if not _is_dense_here(row)] or list(tied)
+    own = [row for row in tied if not _covers_texts(row)] or list(tied)
     usual = next((row for row in tied if row.attention == "dense"), group.best)
     for seconds in (_train_seconds, _eval_seconds):
         cheap = min(own, key=seconds)
@@ -131,7 +132,9 @@ def _choice(group: Group, tied: Sequence[Row]) -> list[str]:
             return [
                 f"Choose {cheap.label}: it {_speed(usual, cheap)} than {usual.label}, at no measurable loss."
             ]
-    which = "none of the tied" if len(own) == len(tied) else "none of the tied that differs from dense here"
+    which = (
+        "none of the tied" if len(own) == len(tied) else "none of the tied that approximates anything here"
+    )
     return [f"Choose {usual.label}: {which} is {SAME_SPEED} × cheaper to train or to evaluate."]
 
 
@@ -185,8 +188,8 @@ def _cause(run: Run, losses: Sequence[float]) -> str:
     )
 
 
-def _is_dense_here(row: Row) -> bool:
-    return row.attention != "dense" and row.share_dense >= AS_DENSE
+def _covers_texts(row: Row) -> bool:
+    return row.attention != "dense" and row.share_dense >= COVERED
 
 
 def _speed(base: Row, row: Row) -> str:

@@ -47,7 +47,7 @@ def resolve_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
         values = value if isinstance(value, list | tuple) else [value]  # a list gives one value a layer
         if not values or not all(type(v) is kind for v in values):
             raise BakeoffError(f"attention {name}: {key} must be {kind.__name__}, not {value!r}.")
-    return defaults | dict(options)
+    return defaults | {k: list(v) if isinstance(v, tuple) else v for k, v in options.items()}
 
 
 def build(name: str, layer: Layer, options: Mapping[str, Any]) -> Attention:

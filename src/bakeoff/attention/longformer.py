@@ -171,10 +171,12 @@ class Longformer(Attention):
         pooled = softmax_attention(absorbed, x, x, allowed, scaling=scaling, dropout_p=0.0)
         bias_HD = self.value_global.bias.view(-1, D).repeat_interleave(groups, 0)
         out = torch.einsum("bhge,hde->bhgd", pooled[:, 0].unflatten(1, (H, G)), value_HDE)
-        return out + bias_HD[:, None]
+        # The key's bias cancels, so its gradient is zero; without this it would be absent, and training on
+        # several devices waits for every parameter's.
+        return out + bias_HD[:, None] + 0 * self.key_global.bias.sum()
 
     def flops(self, n: int) -> float:
-        """4 H D n (window + 1 + G), the window cut where the sequence ends it."""
+        """4 H D n (window + 1 + 2 G): local rows see window and globals, G global rows see everything."""
         local = min(n, 2 * self.radius + 1 + self.global_tokens)
         return 4.0 * self.layer.num_heads * self.layer.head_dim * n * (local + self.global_tokens)
 

@@ -58,8 +58,7 @@ def figures(group: Group) -> list[Figure]:
     """Every figure the group has the data for, the most telling first."""
     made = (
         _accuracy_cost(group),
-        _curves(group, "loss", "Training loss", "cross-entropy"),
-        _curves(group, "eval_accuracy", "Accuracy during training", "accuracy, %", 100.0),
+        _training_loss(group),
         _by_length(group),
         _confidence(group),
     )
@@ -119,12 +118,12 @@ def _accuracy_cost(group: Group) -> Figure:
     return Figure("Accuracy against cost", caption, _spec(traces, layout), tuple(axes))
 
 
-def _curves(group: Group, key: str, title: str, unit: str, scale: float = 1.0) -> Figure | None:
+def _training_loss(group: Group) -> Figure | None:
     traces = []
     for i, row in enumerate(group.rows):
         for j, run in enumerate(row.runs):
-            points = [(entry["step"], scale * entry[key]) for entry in run.record.history if key in entry]
-            points = [(step, value) for step, value in points if math.isfinite(value)]
+            points = [(entry["step"], entry["loss"]) for entry in run.record.history if "loss" in entry]
+            points = [(step, loss) for step, loss in points if math.isfinite(loss)]
             if len(points) < 2:
                 continue
             traces.append(
@@ -135,15 +134,15 @@ def _curves(group: Group, key: str, title: str, unit: str, scale: float = 1.0) -
                     "legendgroup": str(i),
                     "showlegend": j == 0,
                     "x": [step for step, _ in points],
-                    "y": [value for _, value in points],
+                    "y": [loss for _, loss in points],
                     "line": {"color": _color(i), "width": 2},
                     "hovertemplate": f"step %{{x}}, seed {run.seed}: %{{y:.3f}}",
                 }
             )
     if not traces:
         return None
-    layout = {"xaxis": {"title": {"text": "step"}}, "yaxis": _y(unit)}
-    return Figure(title, "One line a run; seeds share a colour.", _spec(traces, layout))
+    layout = {"xaxis": {"title": {"text": "step"}}, "yaxis": _y("cross-entropy")}
+    return Figure("Training loss", "One line a run; seeds share a colour.", _spec(traces, layout))
 
 
 def _by_length(group: Group) -> Figure | None:
