@@ -181,3 +181,70 @@ def test_pickled_weights_are_never_read(tmp_path):
     torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
     with pytest.raises(BakeoffError, match="no model that transformers can read"):
         checkpoints.load(tmp_path)
+
+
+def edit_weights(folder, edit):
+    from safetensors.torch import load_file, save_file
+
+    save_file(edit(load_file(folder / "model.safetensors")), folder / "model.safetensors", {"format": "pt"})
+
+
+def test_weights_that_do_not_fit_are_refused(tmp_path):
+    """transformers goes on with random numbers and a warning; a bake-off would then compare noise."""
+    faults = {
+        "other names": lambda state: {f"x.{key}": value for key, value in state.items()},
+        "a layer missing": lambda state: {k: v for k, v in state.items() if ".layer.1." not in k},
+        "another size": lambda state: {
+            k: v[:50].clone() if k.endswith("word_embeddings.weight") else v for k, v in state.items()
+        },
+    }
+    for name, edit in faults.items():
+        encoders.save(tmp_path / name, "bert")
+        edit_weights(tmp_path / name, edit)
+        with pytest.raises(BakeoffError, match=r"do not fit|can read here"):
+            checkpoints.load(tmp_path / name, "dense", labels=["a", "b", "c"])
+    encoders.save(tmp_path / "cut", "bert")
+    path = tmp_path / "cut" / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(BakeoffError, match="no model that transformers can read here"):
+        checkpoints.load(tmp_path / "cut")
+
+
+def test_a_head_for_other_classes_gives_way(tmp_path):
+    encoders.save(tmp_path, "bert")
+    assert checkpoints.load(tmp_path, labels=["a", "b", "c"])(**encoders.batch()).logits.shape == (2, 3)
+
+
+def test_a_converted_folder_takes_dropout_and_its_own_options(tmp_path):
+    encoders.save(tmp_path / "base", "bert")
+    options = {"window": [4, 8, 8]}
+    checkpoints.load(tmp_path / "base", "longformer", attention_options=options, seed=3).save_pretrained(
+        tmp_path / "long"
+    )
+    again = checkpoints.load(
+        tmp_path / "long", "longformer", attention_options={"window": (4, 8, 8)}, attention_dropout=0.3
+    )
+    assert {m.dropout for m in again.mechanisms()} == {0.3} == {again.config.attention_dropout}
+    assert again.config.attention_seed == 3
+    with pytest.raises(BakeoffError, match="converted already, to longformer"):
+        checkpoints.load(tmp_path / "long", "longformer", attention_options={"window": 4})
+
+
+def test_inspect_refuses_what_load_would(tmp_path):
+    encoders.save(tmp_path / "bert", "bert")
+    encoders.save(tmp_path / "gte", "gte")
+    assert checkpoints.inspect(tmp_path / "bert", "bigbird").layers == 3
+    for base, attention, options, said in [
+        ("bert", "longformer", {"window": 7}, "even number"),
+        ("bert", "longformer", {"window": [8]}, "layer 1 has none"),
+        ("gte", "longformer", {}, "separate_global=false"),
+    ]:
+        for function in (checkpoints.inspect, checkpoints.load):
+            with pytest.raises(BakeoffError, match=said):
+                function(tmp_path / base, attention, attention_options=options)
+    assert checkpoints.inspect(tmp_path / "gte", "longformer", {"separate_global": False}).layers == 3
+
+
+def test_local_layers_are_not_counted_as_the_mechanism_s(tmp_path):
+    encoders.save(tmp_path, "modernbert")
+    assert checkpoints.inspect(tmp_path, "performer").layers == 1

@@ -134,6 +134,21 @@ def test_convert_and_its_refusals(call, shared, tmp_path):
     refused(call("convert", shared / "encoder", "--attention", "dens", "--output", tmp_path / "x"), "'dense'")
 
 
+def test_attentions_with_a_value_a_layer():
+    from bakeoff.spec import AttentionSpec
+
+    spec = AttentionSpec.parse("longformer:window=[16,32],global_tokens=2")
+    assert spec.options == {"window": (16, 32), "global_tokens": 2}
+
+
+def test_an_unreadable_record_is_listed_and_stops_nothing(call, tmp_path):
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "run.json").write_text("{")
+    code, stdout, _ = call("ls", tmp_path)
+    assert code == 0
+    assert "unreadable" in stdout
+
+
 def test_ls(call):
     assert "sst2" in call("ls", "tasks")[1]
     assert "window=512" in call("ls", "attentions")[1]
@@ -170,6 +185,13 @@ def test_bad_input_gives_one_line(call, shared, tmp_path, monkeypatch):
     refused(call("run", *own(shared), *runs, "--max-length", "600"), "--extend-positions")
     refused(call("run", *own(shared), *runs, "--learning-rate", "-1"), "learning_rate must be above 0")
     refused(call("run"), "nothing to learn from")
+    refused(call("run", *own(shared), *runs, "--attention", "longformer:window=7"), "even number")
+    refused(call("run", *own(shared), *runs, "--attention", "longformer:window=*"), "is no value")
+    refused(call("run", *own(shared), *runs, "--lr-scheduler-type", "foo"), "lr_scheduler_type")
+    refused(call("run", *own(shared), *runs, "--seed", 2**32), "seed must be below")
+    refused(call("run", "--task", "sst2", "--label-column", "x"), "a task knows its columns")
+    (tmp_path / "file").write_text("")
+    refused(call("run", *own(shared), "--output-dir", tmp_path / "file" / "runs"), "cannot make")
     encoders.config("deberta").save_pretrained(tmp_path / "deberta")
     refused(
         call("run", *own(shared), *runs, "--model", tmp_path / "deberta"),
@@ -194,6 +216,8 @@ def test_bad_run_files_give_one_line(call, tmp_path):
         ("task: [", "not valid YAML"),
         ("- a", "mapping"),
         ("task: sst2\nseed: x", "seed must be"),
+        ("task: sst2\nattention: {name: longformer, options: 5}", "options is a mapping"),
+        ("task: sst2\nattention: {name: longformer, window: 2020-01-01}", "window is a number"),
         ("!!python/object/apply:os.system ['true']", "not valid YAML"),
     ]:
         file.write_text(content)
@@ -201,6 +225,8 @@ def test_bad_run_files_give_one_line(call, tmp_path):
     refused(call("run", tmp_path / "no.yaml"), "no such file")
     file.write_text("tasks: [sst2]\nattentions: [dense]\nlearning_rat: 1")
     refused(call("grid", file), "learning_rate")
+    file.write_text("tasks: [sst2]\nattentions: [dense]\nper_task: {sst2: {seed: 3}}")
+    refused(call("grid", file), "cannot set 'seed'")
 
 
 @pytest.mark.parametrize("verb", ["run", "grid", "compare", "report", "convert", "predict", "ls", "check"])

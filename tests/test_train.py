@@ -251,3 +251,66 @@ def test_a_killed_grid_takes_its_cell_along(shared, tmp_path):
     while not (found := list(tmp_path.glob("runs/*/run.json"))) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert runs.load(found[0].parent).status == "cancelled"
+
+
+def test_two_processes_never_share_a_run(shared, tmp_path):
+    from filelock import FileLock
+
+    spec = tiny.spec(shared, output_dir=str(tmp_path))
+    (tmp_path / spec.run_id()).mkdir()
+    with (
+        FileLock(tmp_path / spec.run_id() / ".lock"),
+        pytest.raises(BakeoffError, match="by another process"),
+    ):
+        train.run(spec, progress=False)
+    assert train.run(spec, progress=False).status == "ok"
+
+
+def test_a_damaged_checkpoint_is_said_and_removed(shared, tmp_path, monkeypatch):
+    spec = tiny.spec(shared, output_dir=str(tmp_path), save_steps=5, num_train_epochs=2)
+    on_step_end = train._Meter.on_step_end
+
+    def interrupt(self, args, state, control, **kwargs):
+        on_step_end(self, args, state, control, **kwargs)
+        if state.global_step == 7:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train._Meter, "on_step_end", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            train.run(spec, progress=False)
+    weights = tmp_path / spec.run_id() / train.CHECKPOINTS / "checkpoint-5" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    record = train.run(spec, progress=False)
+    assert record.status == "failed"
+    assert "checkpoint-5 could not be resumed from and was removed; run it again" in record.error
+    assert train.run(spec, progress=False).status == "ok"
+
+
+def test_a_record_without_predictions_is_not_done(done):
+    spec, record = done
+    predictions = Path(spec.output_dir) / record.id / runs.PREDICTIONS
+    kept = predictions.read_bytes()
+    predictions.unlink()
+    assert runs.finished(spec) is None
+    predictions.write_bytes(kept)
+    assert runs.finished(spec) == record
+
+
+def test_failures_keep_what_was_reached(shared, tmp_path, monkeypatch):
+    spec = tiny.spec(shared, output_dir=str(tmp_path))
+
+    def fail(*args, **kwargs):
+        raise MemoryError
+
+    monkeypatch.setattr(train.predict, "logits", fail)
+    record = train.run(spec, progress=False)
+    assert record.status == "oom"
+    assert record.model.parameters > 0
+
+
+def test_another_encoder_of_the_same_name_is_another_run(tmp_path):
+    spec = tiny.spec(tmp_path)
+    before = spec.run_id()
+    tiny.encoder(tmp_path / "encoder", seed=9)
+    assert spec.run_id() != before
