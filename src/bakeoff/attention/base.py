@@ -80,7 +80,7 @@ class Attention(nn.Module):
         raise NotImplementedError
 
     def covers(self, n: int) -> bool:
-        """Whether nothing is left out or compressed at `n` tokens, so that dense attention is computed."""
+        """Whether nothing is left out or compressed at `n` tokens, so that it starts as dense attention."""
         return False
 
     def full_flops(self, n: int) -> float:
