@@ -67,7 +67,7 @@ class Model:
     family: str
     attention: str
     attention_options: Mapping[str, Any]  # all of them, defaults included
-    attention_seed: int  # of random features and blocks: the run's, or a converted base's own
+    attention_seed: int | None = None  # of random features and blocks: the run's, or a converted base's own
     layers: int  # attention layers that call the mechanism, a family's own local layers aside
     parameters: int
     trainable_parameters: int

@@ -8,13 +8,13 @@ Cost: 4 H D N K operations for the projections, 4 H D N K for the attention; mem
 
 Differs from the paper in where the projections start and in what they index. A row with n real tokens uses
 
-    E = S_n + Δ_E,    F = S_n + Δ_F
+    softmax(scaling · q (E k)ᵀ + log c) (F v),    E = S_n + Δ_E,    F = S_n + Δ_F
 
-where S_n takes the mean of K equal segments of the row's own n tokens (the identity while n <= K) and the
-learned Δ, (K, max_length), starts at zero. So a converted model starts as dense attention while n <= K and
-as attention over segment means beyond, instead of from noise. Columns count real tokens, so padding has none,
-on either side; slots that no token falls into are left out of the softmax. Any E of the paper's is S_N + Δ_E
-at n = N.
+where S_n takes the means of K segments of the row's own n tokens (the identity while n <= K), c counts the
+tokens of each segment (where K divides n they are equal, and log c cancels), and the learned Δ,
+(K, max_length), starts at zero. So a converted model starts as dense attention while n <= K and as attention
+over segment means beyond, instead of from noise. Columns count real tokens, so padding has none, on either
+side; slots that no token falls into are left out of the softmax. Any E of the paper's is S_N + Δ_E at n = N.
 
 Peers: `linformer` has no mask and `linformer-pytorch` wants N to equal its input size; here any row up to
 `max_length` tokens is right.
@@ -24,8 +24,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from bakeoff.attention.base import Attention, Layer, real_positions, softmax_attention, zero_padding
+from bakeoff.attention.base import Attention, Layer, bias_from, real_positions, zero_padding
 from bakeoff.errors import BakeoffError
 
 
@@ -72,8 +73,7 @@ class Linformer(Attention):
         real_BN = torch.ones(1, N, dtype=torch.bool, device=q_BHND.device) if keep_BN is None else keep_BN
         position_BN = real_positions(real_BN)
         length_B1 = real_BN.sum(1, keepdim=True)
-        means_BKN = segment_means(position_BN, length_B1, real_BN, K, q_BHND.dtype)
-        live_BK = torch.arange(K, device=q_BHND.device) < length_B1
+        means_BKN, tokens_BK = segment_means(position_BN, length_B1, real_BN, K, q_BHND.dtype)
 
         def project(x_BHND: Tensor, learned_KN: Tensor) -> Tensor:
             learned_BKN = learned_KN[:, position_BN].transpose(0, 1) * real_BN[:, None]
@@ -81,8 +81,11 @@ class Linformer(Attention):
 
         k_BHKD = project(k_BHND, self.key_projection_KN)
         v_BHKD = project(v_BHND, self.value_projection_KN)
-        allowed = live_BK[:, None, None, :]
-        out = softmax_attention(q_BHND, k_BHKD, v_BHKD, allowed, scaling=scaling, dropout_p=dropout_p)
+        # A slot stands for as many keys as it has tokens: exp(q · mean) counts that often.
+        bias_BK = bias_from(tokens_BK > 0, q_BHND.dtype) + tokens_BK.clamp(min=1).to(q_BHND.dtype).log()
+        out = F.scaled_dot_product_attention(
+            q_BHND, k_BHKD, v_BHKD, attn_mask=bias_BK[:, None, None, :], dropout_p=dropout_p, scale=scaling
+        )
         return zero_padding(out, keep_BN)
 
     def flops(self, n: int) -> float:
@@ -96,13 +99,16 @@ class Linformer(Attention):
 
 def segment_means(
     position_BN: Tensor, length_B1: Tensor, real_BN: Tensor, segments: int, dtype: torch.dtype
-) -> Tensor:
-    """Rows that take the mean of each of `segments` equal parts of a row's real tokens: (B, segments, N).
+) -> tuple[Tensor, Tensor]:
+    """Rows that take the mean of each of `segments` parts of a row's real tokens, as equal as can be.
 
-    The identity on rows no longer than `segments`.
+    Returns:
+        (B, segments, N), the identity on rows no longer than `segments`; and the tokens of each part,
+        (B, segments).
     """
     slot_BN = torch.where(
         length_B1 <= segments, position_BN, position_BN * segments // length_B1.clamp(min=1)
     )
     here_BKN = (slot_BN[:, None] == torch.arange(segments, device=slot_BN.device)[:, None]) & real_BN[:, None]
-    return here_BKN.to(dtype) / here_BKN.sum(-1, keepdim=True).clamp(min=1)
+    tokens_BK = here_BKN.sum(-1)
+    return here_BKN.to(dtype) / tokens_BK.clamp(min=1)[..., None], tokens_BK

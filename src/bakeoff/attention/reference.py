@@ -105,7 +105,7 @@ def performer(
 def linformer(
     attention: Linformer, q: Tensor, k: Tensor, v: Tensor, keep_BN: Tensor, scaling: float
 ) -> Tensor:
-    """Row by row, on real tokens alone: softmax(q (E k)ᵀ) (F v) with E = segment means + learned."""
+    """Row by row, on real tokens alone: softmax(q (E k)ᵀ + log tokens) (F v), E = segment means + learned."""
     K = attention.projected_length
     out = torch.zeros_like(q)
     for b, real in enumerate(keep_BN):
@@ -116,10 +116,11 @@ def linformer(
         means = torch.zeros(slots, n, dtype=q.dtype)
         for token in range(n):
             means[token if n <= K else token * K // n, token] = 1
-        means = means / means.sum(1, keepdim=True)
+        tokens = means.sum(1)
+        means = means / tokens[:, None]
         E = means + attention.key_projection_KN[:slots, :n].to(q.dtype)
         F = means + attention.value_projection_KN[:slots, :n].to(q.dtype)
-        weights = (q[b][:, real] @ (E @ k[b][:, real]).mT * scaling).softmax(-1)
+        weights = (q[b][:, real] @ (E @ k[b][:, real]).mT * scaling + tokens.log()).softmax(-1)
         out = out.index_put(
             (torch.tensor(b), torch.arange(q.shape[1])[:, None], real.nonzero()[:, 0]),
             weights @ (F @ v[b][:, real]),

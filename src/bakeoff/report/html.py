@@ -17,10 +17,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from bakeoff import metrics
-from bakeoff.comparison import COLUMNS, Comparison, Group, Row, columns, plain
+from bakeoff.comparison import COLUMNS, Comparison, Group, Row, columns
+from bakeoff.comparison.text import percent, plain
 from bakeoff.report.plots import figures
 from bakeoff.report.reproduce import recipes
-from bakeoff.verdict import percent
 
 DISAGREEMENTS = 6  # texts shown a group
 

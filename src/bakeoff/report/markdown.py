@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from bakeoff.comparison import COLUMNS, Comparison, markdown_escape, render_markdown
+from bakeoff.comparison import COLUMNS, Comparison, render_markdown
+from bakeoff.comparison.text import markdown_escape
 from bakeoff.report.reproduce import recipes
 
 

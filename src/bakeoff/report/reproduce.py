@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 
-from bakeoff.comparison import Comparison, Run, plain
+from bakeoff.comparison import Comparison, Run
+from bakeoff.comparison.text import plain
 from bakeoff.spec import NOT_IDENTITY
 
 

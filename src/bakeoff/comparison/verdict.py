@@ -12,14 +12,12 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from bakeoff import metrics, stats
-
-if TYPE_CHECKING:
-    from bakeoff.comparison import Failure, Group, Row, Run
+from bakeoff.comparison.rows import Failure, Group, Row, Run
+from bakeoff.comparison.text import p_text, percent
 
 ALPHA = 0.05
 SAME_SPEED = 1.2  # on shared machines, repeated runs differ by up to about this much
@@ -29,16 +27,6 @@ UNMOVED = 0.97  # of the loss of a constant answer
 COVERED = 0.5  # share of texts with nothing left out: from here on a row shows no approximation
 FEW = 0.03  # a smallest difference above this deserves a warning
 _STATUS = {"oom": "out of memory"}
-
-
-def percent(share: float) -> str:
-    """Two decimals, without the sign."""
-    return f"{100 * share:.2f}"
-
-
-def p_text(p: float) -> str:
-    """A p-value as read: two digits, and no more than is known."""
-    return "< 0.001" if p < 0.001 else f"{p:.3f}" if p < 0.0995 else f"{p:.2f}"
 
 
 def fault(run: Run, baseline: float) -> str | None:

@@ -1,0 +1,170 @@
+"""Runs to groups of tested rows: which runs share a table, which share a row, and what tells rows apart."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from bakeoff import metrics, stats
+from bakeoff.comparison import verdict
+from bakeoff.comparison.rows import Estimate, Failure, Group, Row, Run
+from bakeoff.comparison.text import plain
+from bakeoff.runs import Data
+from bakeoff.spec import NOT_IDENTITY, AttentionSpec
+
+
+def grouped(found: Iterable[Run], failures: Sequence[Failure]) -> list[Group]:
+    """A group for each task and set of evaluation rows, by name, the larger first."""
+    asked: dict[str, list[Run]] = {}
+    for run in found:
+        asked.setdefault(_evaluation_key(run), []).append(run)
+    return sorted((_group(members, failures) for members in asked.values()), key=lambda g: (g.name, -g.n))
+
+
+def _evaluation_key(run: Run) -> str:
+    """Equal for runs that were asked the very same questions."""
+    p = run.predictions
+    asked = [run.data.task, run.data.labels, p.ids, p.labels, p.texts]
+    return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
+
+
+def _settings(run: Run) -> dict[tuple[str, str], str]:
+    """What tells rows apart: the attention's options, the data, and every field that decides a result.
+
+    The seed does not. Keys are ("attention", option) and ("run", field), which sort in that order.
+    """
+    spec = run.record.spec
+    options = AttentionSpec.parse(spec.get("attention") or run.model.attention).options
+    fields = {k: v for k, v in spec.items() if k not in {*NOT_IDENTITY, "seed", "attention"}}
+    values = {("run", k): v for k, v in {"data": run.data.fingerprint[:8], **fields}.items()}
+    return {
+        key: json.dumps(v)
+        for key, v in {**values, **{("attention", k): v for k, v in options.items()}}.items()
+    }
+
+
+def _group(members: Sequence[Run], failures: Sequence[Failure]) -> Group:
+    """The table and the verdict of runs that share their evaluation rows."""
+    first = members[0]
+    majority, baseline = metrics.majority_baseline(first.labels)
+    by_settings: dict[tuple[Any, ...], dict[int, Run]] = {}
+    notes = []
+    for run in sorted(members, key=lambda run: run.record.started):
+        seeds = by_settings.setdefault((run.model.attention, *sorted(_settings(run).items())), {})
+        if run.seed in seeds:
+            notes.append(
+                f"{plain(seeds[run.seed].record.id)} is left out: a later run has the same settings and seed."
+            )
+        seeds[run.seed] = run
+    kept = [tuple(seeds.values()) for seeds in by_settings.values()]
+    rows = _tested([_row(label, seeds, baseline) for label, seeds in zip(_labels(kept), kept, strict=True)])
+    if len({run.data.fingerprint for seeds in kept for run in seeds}) > 1:
+        notes.append("These runs share their evaluation rows but were not all trained on the same rows.")
+    group = Group(
+        name=plain(first.data.task),
+        evaluated=_evaluated(first.data, len(first.labels)),
+        labels=tuple(plain(label) for label in first.data.labels),
+        rows=tuple(rows),
+        majority=plain(first.data.labels[majority]),
+        baseline=baseline,
+        n=len(first.labels),
+        resolvable=_resolvable(rows),
+        same_machine=len({run.machine for seeds in kept for run in seeds}) == 1,
+        notes=tuple(notes),
+    )
+    missing = [failure for failure in failures if failure.task == group.name]
+    return dataclasses.replace(group, verdict=verdict.sentences(group, missing))
+
+
+def _labels(rows: Sequence[Sequence[Run]]) -> list[str]:
+    """A name a row: the attention, and whichever settings tell it from the other rows."""
+    named = [(seeds[0].model.attention, _settings(seeds[0])) for seeds in rows]
+    labels = []
+    for name, mine in named:
+        peers = {
+            "attention": [other for peer, other in named if peer == name],
+            "run": [other for _, other in named],
+        }
+        different = [
+            f"{key[1]}={_unquote(mine.get(key, 'null'))}"
+            for key in sorted({key for _, other in named for key in other})
+            if len({other.get(key) for other in peers[key[0]]}) > 1
+        ]
+        labels.append(plain(f"{name} ({', '.join(different)})" if different else name))
+    return labels
+
+
+def _row(label: str, seeds: tuple[Run, ...], baseline: float) -> Row:
+    def mean(figure: Callable[[Run], float]) -> float:
+        return statistics.fmean(figure(run) for run in seeds)
+
+    model = seeds[0].model
+    faults = [fault for run in seeds if (fault := verdict.fault(run, baseline))]
+    where = "" if len(faults) == len(seeds) else f" in {len(faults)} of {len(seeds)} seeds"
+    return Row(
+        label=label,
+        attention=plain(model.attention),
+        runs=seeds,
+        accuracy=_accuracy(seeds),
+        f1=_f1(seeds) if "f1" in seeds[0].record.metrics else None,
+        train_loss=mean(lambda run: math.nan if run.record.train_loss is None else run.record.train_loss),
+        train_seconds=mean(lambda run: run.cost.train_seconds),
+        train_tokens_per_second=mean(lambda run: run.cost.train_tokens_per_second),
+        eval_seconds=mean(lambda run: run.cost.eval_seconds),
+        eval_tokens_per_second=mean(lambda run: run.cost.eval_tokens_per_second),
+        peak_memory_bytes=max(run.cost.peak_memory_bytes for run in seeds),
+        parameters=model.parameters,
+        attention_parameters=model.attention_parameters,
+        share_truncated=mean(lambda run: run.data.splits["eval"].share_truncated),
+        share_dense=mean(lambda run: run.model.share_dense),
+        fault=f"learned nothing{where}: {plain(faults[0])}" if faults else None,
+    )
+
+
+def _accuracy(seeds: Sequence[Run]) -> Estimate:
+    values = [float(run.correct.mean()) for run in seeds]
+    intervals = [stats.accuracy_interval(int(run.correct.sum()), len(run.correct)) for run in seeds]
+    return Estimate(statistics.fmean(values), *stats.over_seeds(values, intervals))
+
+
+def _f1(seeds: Sequence[Run]) -> Estimate:
+    counts = [metrics.confusion(run.labels, run.predicted, run.logits.shape[1]) for run in seeds]
+    values = [float(metrics.f1_of_confusion(c)) for c in counts]
+    intervals = [stats.bootstrap_interval(metrics.f1_of_confusion, c) for c in counts]
+    return Estimate(statistics.fmean(values), *stats.over_seeds(values, intervals))
+
+
+def _tested(rows: Sequence[Row]) -> list[Row]:
+    """The rows from best to worst, each tested against the best of those that learned (or of all)."""
+    ranked = sorted(rows, key=lambda row: (-row.accuracy.value, row.train_seconds))
+    best = next((row for row in ranked if row.fault is None), ranked[0])
+    others = [row for row in ranked if row is not best]
+    differences = [stats.paired_difference(best.correct, row.correct) for row in others]
+    adjusted = stats.holm([difference.p for difference in differences])
+    for row, difference, p in zip(others, differences, adjusted, strict=True):
+        ranked[ranked.index(row)] = dataclasses.replace(row, to_best=difference._replace(p=p))
+    return ranked
+
+
+def _resolvable(rows: Sequence[Row]) -> float | None:
+    """The smallest difference these rows and seeds could show, by the comparisons of rows that learned."""
+    found = [stats.smallest_difference(row.to_best) for row in rows if row.to_best and not row.fault]
+    return statistics.fmean(found) if found else None
+
+
+def _evaluated(data: Data, n: int) -> str:
+    available = data.splits["eval"].rows_available
+    if n < available:
+        return f"evaluated on a sample of {n:,} of {available:,} rows"
+    if data.sampled:
+        return f"evaluated on {n:,} rows; training or evaluation rows are a sample of the official split"
+    return f"evaluated on all {n:,} rows"
+
+
+def _unquote(value: str) -> str:
+    return value[1:-1] if value.startswith('"') else value

@@ -1,0 +1,23 @@
+"""How shares, p-values, and text that a record holds are written."""
+
+from __future__ import annotations
+
+
+def percent(share: float) -> str:
+    """Two decimals, without the sign."""
+    return f"{100 * share:.2f}"
+
+
+def p_text(p: float) -> str:
+    """A p-value as read: two digits, and no more than is known."""
+    return "< 0.001" if p < 0.001 else f"{p:.3f}" if p < 0.0995 else f"{p:.2f}"
+
+
+def plain(text: str) -> str:
+    """One line without control characters, whatever a record holds."""
+    return " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())
+
+
+def markdown_escape(text: str) -> str:
+    """`text` as literal Markdown: no emphasis, link, HTML, table cell or code comes out of it."""
+    return "".join(f"\\{c}" if c in "\\`*_[]<>|#~&" else c for c in text)
