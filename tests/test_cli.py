@@ -65,6 +65,7 @@ def test_the_whole_way(call, shared, tmp_path):
         code, stdout, stderr = call("run", *flags, "--attention", attention)
         assert code == 0, stderr
         assert "accuracy" in stdout
+        assert "longest" in stdout
     folder = Path(stdout.splitlines()[-1])
     assert call("run", *flags, "--attention", attention)[1].splitlines()[-1] == str(folder)
     code, stdout, _ = call("compare", tmp_path / "runs")

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import tiny
-from bakeoff import grid, metrics, runs, train
+from bakeoff import grid, metrics, predict, runs, train
 from bakeoff.attention import ATTENTIONS
 from bakeoff.errors import BakeoffError
 
@@ -314,3 +314,24 @@ def test_another_encoder_of_the_same_name_is_another_run(tmp_path):
     before = spec.run_id()
     tiny.encoder(tmp_path / "encoder", seed=9)
     assert spec.run_id() != before
+
+
+def test_pairs_of_texts_and_three_string_labels(shared, tmp_path):
+    rows = [(text, "rain", label if i % 3 else "01") for i, (text, label) in enumerate(tiny.texts(96, 0))]
+    for name in ("train", "eval"):
+        lines = ["premise,hypothesis,verdict", *(",".join(row) for row in rows)]
+        (tmp_path / f"{name}.csv").write_text("\n".join(lines))
+    spec = tiny.spec(
+        shared, train_file=str(tmp_path / "train.csv"), eval_file=str(tmp_path / "eval.csv"),
+        text_columns=["premise", "hypothesis"], label_column="verdict", output_dir=str(tmp_path / "runs"),
+        num_train_epochs=1,
+    )  # fmt: skip
+    record = train.run(spec, progress=False)
+    assert record.status == "ok", record.error
+    assert record.data.labels == ("01", "neg", "pos")
+    predictions = runs.Predictions.load(tmp_path / "runs" / record.id)
+    assert len(predictions.logits[0]) == 3
+    assert "rain" in predictions.texts[0]
+    classify = predict.Classifier(tmp_path / "runs" / record.id)
+    (answer,) = classify([("a good film", "rain")])
+    assert answer.probabilities.keys() == {"01", "neg", "pos"}

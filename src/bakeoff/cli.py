@@ -339,9 +339,7 @@ def check(spec_file: SpecFile = None, *, flags: dict[str, Any]) -> None:
         "data": f"{data.task}, from {data.source}" + (" (sample)" if data.sampled else ""),
         "labels": ", ".join(data.labels),
         **{
-            part: f"{split.rows:,} of {split.rows_available:,} rows; tokens: half up to "
-            f"{split.token_quantiles['0.5']}, 95 % to {split.token_quantiles['0.95']}, longest "
-            f"{split.token_quantiles['1.0']}; {100 * split.share_truncated:.1f} % truncated"
+            part: f"{split.rows:,} of {split.rows_available:,} rows; {_lengths(split)}"
             for part, split in data.splits.items()
         },
         "training": f"learning_rate {prepared.spec.learning_rate:g}, batch "
@@ -443,7 +441,17 @@ def _say(spec: RunSpec, record: runs.RunRecord, prefix: str = "") -> None:
     figures = " ".join(f"{name} {metric.value:.4f}" for name, metric in record.metrics.items())
     cost = record.cost
     seconds = f"trained {cost.train_seconds:.0f} s, evaluated {cost.eval_seconds:.0f} s" if cost else ""
-    out.print(Text(f"{prefix}{spec.task_name} {spec.attention} seed {spec.seed}: {figures} ({seconds})"))
+    line = f"{prefix}{spec.task_name} {spec.attention} seed {spec.seed}: {figures} ({seconds})"
+    out.print(Text(line), soft_wrap=True)
+    if record.data is not None:
+        for part, split in record.data.splits.items():
+            out.print(Text(f"  {part}: {split.rows:,} rows; {_lengths(split)}", style="dim"), soft_wrap=True)
+
+
+def _lengths(split: runs.Split) -> str:
+    half, most, all_ = (split.token_quantiles[q] for q in ("0.5", "0.95", "1.0"))
+    cut = f"{100 * split.share_truncated:.1f} % truncated"
+    return f"tokens: half up to {half}, 95 % up to {most}, longest {all_}; {cut}"
 
 
 def _compare(folders: list[Path], format: str = "terminal") -> None:
