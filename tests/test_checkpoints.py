@@ -232,17 +232,17 @@ def test_a_converted_folder_takes_dropout_and_its_own_options(tmp_path):
 
 def test_inspect_refuses_what_load_would(tmp_path):
     encoders.save(tmp_path / "bert", "bert")
-    encoders.save(tmp_path / "gte", "gte")
+    encoders.save(tmp_path / "nomic", "nomic_bert")
     assert checkpoints.inspect(tmp_path / "bert", "bigbird").layers == 3
     for base, attention, options, said in [
         ("bert", "longformer", {"window": 7}, "even number"),
         ("bert", "longformer", {"window": [8]}, "layer 1 has none"),
-        ("gte", "longformer", {}, "separate_global=false"),
+        ("nomic", "longformer", {}, "separate_global=false"),
     ]:
         for function in (checkpoints.inspect, checkpoints.load):
             with pytest.raises(BakeoffError, match=said):
                 function(tmp_path / base, attention, attention_options=options)
-    assert checkpoints.inspect(tmp_path / "gte", "longformer", {"separate_global": False}).layers == 3
+    assert checkpoints.inspect(tmp_path / "nomic", "longformer", {"separate_global": False}).layers == 3
 
 
 def test_local_layers_are_not_counted_as_the_mechanism_s(tmp_path):

@@ -126,7 +126,10 @@ class Longformer(Attention):
             q_g, k_g, v_g = self._project(hidden_BNE, index_BG, rotary)
             out_BHGD = softmax_attention(q_g, k_g, v_g, allowed, scaling=scaling, dropout_p=dropout_p)
         # A row with fewer global tokens than its batch mates keeps its local output in the spare places.
-        out_BHGD = torch.where(present_BG[:, None, :, None], out_BHGD, take_tokens(out, index_BG))
+        # Under autocast the two may differ in type.
+        out_BHGD = torch.where(
+            present_BG[:, None, :, None], out_BHGD.to(out.dtype), take_tokens(out, index_BG)
+        )
         out = out.scatter(2, index_BG[:, None, :, None].expand_as(out_BHGD), out_BHGD)
         return zero_padding(out, keep_BN)
 
