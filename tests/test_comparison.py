@@ -110,6 +110,19 @@ def test_terminal_shows_every_column_whole_and_every_verdict(bakeoff):
             assert sentence in " ".join(text.split())
 
 
+@pytest.mark.parametrize("width", [60, 80, 100])
+def test_a_narrow_terminal_gets_more_tables_and_loses_nothing(bakeoff, width):
+    console = Console(width=width, file=io.StringIO())
+    comparing.render_terminal(bakeoff, console)
+    text = console.file.getvalue()
+    assert max(map(len, text.splitlines())) <= width
+    assert "…" not in text
+    for group in bakeoff.groups:
+        for column in comparing.columns(group):
+            assert column.title in text
+        assert text.count(group.rows[0].title) >= 2
+
+
 def test_json_is_plain_and_complete(bakeoff):
     values = comparing.to_json(bakeoff)
     assert json.loads(json.dumps(values, allow_nan=False)) == values

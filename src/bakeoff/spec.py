@@ -282,7 +282,10 @@ def _build(cls: type[RunSpec], values: Mapping[str, Any], where: str) -> RunSpec
 def _coerce(value: Any, hint: Any, where: str) -> Any:
     """Check `value` against a field's annotation; only lossless conversions (1 -> 1.0, list -> tuple)."""
     if hint is AttentionSpec:
-        return AttentionSpec.parse(value)
+        try:
+            return AttentionSpec.parse(value)
+        except BakeoffError as error:
+            raise BakeoffError(f"{where}: {error}") from None
     origin = typing.get_origin(hint)
     if origin in (Union, types.UnionType):
         if value is None:

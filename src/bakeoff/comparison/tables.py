@@ -12,6 +12,7 @@ from bakeoff.comparison.text import markdown_escape, p_text, percent
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,23 +35,22 @@ def render_terminal(comparison: Comparison, console: Console) -> None:
     """Print the tables and verdicts. Nothing read from a record is taken for markup."""
     from rich.markup import escape
     from rich.padding import Padding
-    from rich.table import Table
 
     for group in comparison.groups:
         console.print(f"\n[bold]{escape(group.name)}[/bold]  {escape(group.evaluated)}")
         for cost in (False, True):
-            table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
-            table.add_column("attention", overflow="fold")
-            chosen = [column for column in columns(group) if column.cost is cost]
-            for column in chosen:
-                table.add_column(column.title, justify="right", no_wrap=True)
-            for row in group.rows:
-                table.add_row(escape(row.title), *(escape(column.text(row)) for column in chosen))
-            if not cost:
-                share = {"eval accuracy %": percent(group.baseline)}
-                cells = (share.get(column.title, "–") for column in chosen)
-                table.add_row(escape(_baseline_label(group)), *cells, style="dim")
-            console.print(Padding(table, (1, 0, 0, 0)))
+            rest = [column for column in columns(group) if column.cost is cost]
+            unbounded = console.options.update(max_width=10_000)
+            while rest:  # as many columns a table as the terminal is wide
+                count = len(rest)
+                while (
+                    count > 1
+                    and console.measure(_table(group, rest[:count]), options=unbounded).maximum
+                    > console.width
+                ):
+                    count -= 1
+                console.print(Padding(_table(group, rest[:count]), (1, 0, 0, 0)))
+                rest = rest[count:]
         console.print()
         for sentence in (*group.verdict, *group.notes):
             console.print(f"• {escape(sentence)}", highlight=False)
@@ -60,6 +60,24 @@ def render_terminal(comparison: Comparison, console: Console) -> None:
             console.print(escape(f"• {failure.id}: {failure.status}. {failure.error}"), highlight=False)
     for note in comparison.notes:
         console.print(f"\n{escape(note)}", highlight=False)
+
+
+def _table(group: Group, chosen: Sequence[Column]) -> Table:
+    """A terminal's table of some columns, with the baseline where its figure has a column."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
+    table.add_column("attention", no_wrap=True)
+    for column in chosen:
+        table.add_column(column.title, justify="right", no_wrap=True)
+    for row in group.rows:
+        table.add_row(escape(row.title), *(escape(column.text(row)) for column in chosen))
+    share = {"eval accuracy %": percent(group.baseline)}
+    if any(column.title in share for column in chosen):
+        cells = (share.get(column.title, "–") for column in chosen)
+        table.add_row(escape(_baseline_label(group)), *cells, style="dim")
+    return table
 
 
 def render_markdown(comparison: Comparison) -> str:
