@@ -234,8 +234,7 @@ def test_bad_run_files_give_one_line(call, tmp_path):
 def test_help_teaches(call, verb):
     code, stdout, _ = call(verb, "--help")
     assert code == 0
-    if verb not in ("ls", "check"):
-        assert f"bakeoff {verb}" in stdout
+    assert f"bakeoff {verb} " in stdout.partition("Examples:")[2] + stdout.partition("Example:")[2]
 
 
 def test_every_field_is_a_flag():

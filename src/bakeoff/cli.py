@@ -320,7 +320,15 @@ def predict(
         sys.stdout.write(json.dumps(dataclasses.asdict(prediction), ensure_ascii=False) + "\n")
 
 
-@app.command()
+@app.command(
+    epilog="""
+Examples:
+
+    bakeoff check --task imdb --max-length 1024 --extend-positions --data-dir mirror
+
+    bakeoff check run.yaml
+"""
+)
 @_takes_spec_flags()
 def check(spec_file: SpecFile = None, *, flags: dict[str, Any]) -> None:
     """Validate a run without training it: the spec, the data, the encoder and its dispatch."""
@@ -351,7 +359,17 @@ def check(spec_file: SpecFile = None, *, flags: dict[str, Any]) -> None:
     out.print(table)
 
 
-@app.command()
+@app.command(
+    epilog="""
+Examples:
+
+    bakeoff ls tasks
+
+    bakeoff ls attentions
+
+    bakeoff ls runs
+"""
+)
 def ls(
     what: Annotated[str, typer.Argument(help="tasks, attentions, or a folder of runs.")] = "tasks",
 ) -> None:
