@@ -8,7 +8,7 @@ section 2 and appendix D (internal transformer construction, blocked). With toke
 - block i attends to R random blocks, drawn a head, outside of those.
 
 Cost: 4 H D N S (5 + R) operations and O(N) memory, where dense attention takes 4 H D N²; and H (N / S)²
-integers to draw the random blocks from, a few per cent of it.
+integers to draw the random blocks from.
 
 Differs from transformers' implementation, in which every "random" block is block 0 outside of training,
 the last global block may be padding, one short input switches the model to dense attention for good, and
