@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from bakeoff.attention import ATTENTIONS, Layer, build, options_of, resolve_options
+from bakeoff.attention.base import real_tokens
 from bakeoff.attention.reference import REFERENCES
 from bakeoff.errors import BakeoffError
 
@@ -37,23 +38,17 @@ def inputs(B, N, dtype=torch.float64, seed=0):
     return q, k, v, torch.randn(B, N, E, generator=generator, dtype=torch.float64).to(dtype)
 
 
-def attend(attention, q, k, v, hidden, keep=None, **kwargs):
+def attend(attention, q, k, v, hidden, length=None, **kwargs):
     if attention.needs_layer_input:
         kwargs["hidden_BNE"] = hidden
-    return attention(q, k, v, keep, scaling=D**-0.5, **kwargs)
+    return attention(q, k, v, length, scaling=D**-0.5, **kwargs)
 
 
-def expected(name, attention, q, k, v, hidden, keep=None, **kwargs):
+def expected(name, attention, q, k, v, hidden, length=None, **kwargs):
     if attention.needs_layer_input:
         kwargs["hidden_BNE"] = hidden
-    keep = torch.ones(q.shape[0], q.shape[2], dtype=torch.bool) if keep is None else keep
+    keep = real_tokens(torch.full((len(q),), q.shape[2]) if length is None else length, q.shape[2])
     return REFERENCES[name](attention, q, k, v, keep, D**-0.5, **kwargs)
-
-
-def padded(lengths, N, side):
-    place = torch.arange(N)
-    keep = place < torch.tensor(lengths)[:, None]
-    return keep if side == "right" else keep.flip(1)
 
 
 def close(actual, wanted, tolerance=1e-10):
@@ -64,17 +59,17 @@ def test_every_mechanism_has_a_reference():
     assert ATTENTIONS.keys() == REFERENCES.keys() == SMALL.keys()
 
 
-@pytest.mark.parametrize("side", ["none", "right", "left"])
+@pytest.mark.parametrize("is_padded", [False, True])
 @pytest.mark.parametrize("N", [1, 2, 7, 31, 77, 127])
 @pytest.mark.parametrize("name", MECHANISMS)
-def test_equals_reference_forward_and_every_gradient(name, N, side):
-    keep = None if side == "none" else padded([N, max(1, N // 3), 0], N, side)
+def test_equals_reference_forward_and_every_gradient(name, N, is_padded):
+    length = torch.tensor([N, max(1, N // 3), 0]) if is_padded else None
     attention = make(name)
     results = []
     for function in (attend, lambda *a: expected(name, *a)):
         leaves = [x.requires_grad_() for x in inputs(3, N)]
         attention.zero_grad()
-        out = function(attention, *leaves, keep)
+        out = function(attention, *leaves, length)
         weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(1), dtype=out.dtype)
         (out * weight).sum().backward()
         gradients = [x.grad if x.grad is not None else torch.zeros_like(x) for x in leaves]
@@ -92,45 +87,37 @@ def test_gradcheck(name):
     if name == "performer":
         pytest.skip("the detached offset is not differentiated, on purpose")
     leaves = [x.requires_grad_() for x in inputs(1, 34 if name == "longformer" else 33)]
-    keep = padded([30], leaves[0].shape[2], "right")
+    length = torch.tensor([30])
     assert torch.autograd.gradcheck(
-        lambda *x: attend(attention, *x, keep), leaves, fast_mode=True, atol=1e-6, nondet_tol=0.0
+        lambda *x: attend(attention, *x, length), leaves, fast_mode=True, atol=1e-6, nondet_tol=0.0
     )
 
 
-@pytest.mark.parametrize("side", ["right", "left"])
 @pytest.mark.parametrize("name", MECHANISMS)
-def test_padding_changes_nothing(name, side):
+def test_padding_changes_nothing(name):
     """Neither what padding holds, nor how much of it there is, nor who shares the batch."""
     attention, n, N = make(name), 45, 90
     q, k, v, hidden = inputs(2, n)
     alone = attend(attention, q, k, v, hidden)
 
     def wide(x, fill):
-        shape = (*x.shape[:-2], N - n, x.shape[-1])
-        extra = torch.full(shape, fill, dtype=x.dtype)
-        return torch.cat((x, extra) if side == "right" else (extra, x), dim=-2)
+        return torch.cat((x, torch.full((*x.shape[:-2], N - n, x.shape[-1]), fill, dtype=x.dtype)), dim=-2)
 
-    keep = padded([n, n], N, side)
-    here = slice(0, n) if side == "right" else slice(N - n, N)
     for fill in (0.0, 1e4):
-        out = attend(attention, *(wide(x, fill) for x in (q, k, v, hidden)), keep)
-        close(out[:, :, here], alone)
-        assert not out.transpose(1, 2)[~keep].any()
+        out = attend(attention, *(wide(x, fill) for x in (q, k, v, hidden)), torch.tensor([n, n]))
+        close(out[:, :, :n], alone)
+        assert not out[:, :, n:].any()
 
     mates = [torch.cat((wide(x, 0.0), wide(x, 0.0).flip(-2) * 3)) for x in (q, k, v, hidden)]
-    mate_keep = torch.cat((keep, keep.flip(1)))
-    mate_keep[-1] = False
-    close(attend(attention, *mates, mate_keep)[:2, :, here], alone)
+    close(attend(attention, *mates, torch.tensor([n, n, N, 0]))[:2, :, :n], alone)
 
 
 @pytest.mark.parametrize("N", [5, 90])
 @pytest.mark.parametrize("name", MECHANISMS)
 def test_an_empty_row_is_zero_and_its_gradients_finite(name, N):
     attention = make(name)
-    keep = padded([N, 0], N, "right")
     leaves = [x.requires_grad_() for x in inputs(2, N)]
-    out = attend(attention, *leaves, keep)
+    out = attend(attention, *leaves, torch.tensor([N, 0]))
     assert not out[1].any()
     out.square().sum().backward()
     for x in [*leaves, *attention.parameters()]:
@@ -201,16 +188,15 @@ DEGENERATE = {
 }
 
 
-@pytest.mark.parametrize("side", ["none", "right", "left"])
+@pytest.mark.parametrize("length", [None, torch.tensor([90, 50])])
 @pytest.mark.parametrize("name", sorted(DEGENERATE))
-def test_degenerate_cases_are_dense(name, side):
+def test_degenerate_cases_are_dense(name, length):
     N = 90
     layer = Layer(0, H, H, D, E, 128)
     attention = build(name, layer, SMALL[name] | DEGENERATE[name]).double()
     x = inputs(2, N)
-    keep = None if side == "none" else padded([N, 50], N, side)
     assert attention.covers(N)
-    close(attend(attention, *x, keep), attend(make("dense"), *x, keep))
+    close(attend(attention, *x, length), attend(make("dense"), *x, length))
 
 
 @pytest.mark.parametrize("name", ["longformer", "bigbird"])
@@ -248,11 +234,11 @@ def test_longformer_takes_any_global_tokens(N, marks):
         global_BN[:, ::4] = True
     elif marks == "uneven":
         global_BN[0, [0, 5, N - 1]] = True
-    keep = padded([N, N - 3], N, "left")
+    length = torch.tensor([N, N - 3])
     x = inputs(2, N)
     close(
-        attend(attention, *x, keep, global_BN=global_BN),
-        expected("longformer", attention, *x, keep, global_BN=global_BN & keep),
+        attend(attention, *x, length, global_BN=global_BN),
+        expected("longformer", attention, *x, length, global_BN=global_BN & real_tokens(length, N)),
     )
 
 
@@ -277,14 +263,14 @@ def test_performer_rows_are_orthogonal_in_groups():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", MECHANISMS)
 def test_low_precision_stays_within_the_reference_s_own_error(name, dtype):
-    keep = padded([77, 50], 77, "right")
+    length = torch.tensor([77, 50])
     x64 = inputs(2, 77)
-    wanted = expected(name, make(name), *x64, keep)
+    wanted = expected(name, make(name), *x64, length)
     x = [t.to(dtype) for t in x64]
     low = make(name, dtype)
-    budget = (expected(name, low, *x, keep).double() - wanted).abs().max()
+    budget = (expected(name, low, *x, length).double() - wanted).abs().max()
     leaves = [t.requires_grad_() for t in x]
-    out = attend(low, *leaves, keep)
+    out = attend(low, *leaves, length)
     assert out.dtype == dtype
     assert (out.double() - wanted).abs().max() <= 2 * budget + torch.finfo(dtype).eps
     out.float().square().sum().backward()

@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
@@ -33,9 +35,12 @@ from transformers import (
 from bakeoff import attention as mechanisms
 from bakeoff.attention.longformer import Window
 from bakeoff.errors import BakeoffError
+from bakeoff.rows import Aligned, Packed, align, pack
 
 NAME = "bakeoff"  # of the model type, the attention function, and the submodule on each attention layer
 _RECORDER = "bakeoff_recorder"
+
+Rows = Aligned | Packed
 
 #: A family's query, key and value projections on its attention module: one name each, or one fused.
 #: Needed where a mechanism starts from their weights (Longformer's global projections). One line a family.
@@ -224,6 +229,7 @@ def _attend(
     dropout: float = 0.0,
     scaling: float | None = None,
     global_attention_mask: Tensor | None = None,
+    rows: Rows | None = None,
     **kwargs: Any,  # what else a family passes: position_ids, sliding_window (see _install), flash settings
 ) -> tuple[Tensor, None]:
     """The attention function that transformers calls, on every converted layer."""
@@ -232,28 +238,46 @@ def _attend(
         raise ValueError(
             f"{type(module).__name__} has no mechanism: convert the model with bakeoff.load or convert."
         )
-    if attention_mask is not None:
-        if attention_mask.dim() != 2:
-            raise ValueError(
-                f"attention_mask has {attention_mask.dim()} dimensions; it must have two: (batch, tokens)."
-            )
-        attention_mask = attention_mask.bool()
+    if rows is None and attention_mask is not None:  # an inner model called by itself
+        rows = align(_two_dimensional(attention_mask))
     if mechanism.dropout is not None:
         dropout = mechanism.dropout if module.training else 0.0
+
+    def to_rows(x_BN: Tensor) -> Tensor:
+        return x_BN if rows is None else rows.to_rows(x_BN)
+
     extra: dict[str, Any] = {}
     if mechanism.needs_layer_input:
-        extra = {**mechanism.layer_input, "global_BN": global_attention_mask}
+        hidden, rotary = mechanism.layer_input["hidden"], mechanism.layer_input["rotary"]
         mechanism.layer_input = {}
+        extra = {
+            "hidden_BNE": to_rows(hidden),
+            "rotary": rotary and tuple(to_rows(part.expand(*hidden.shape[:2], -1)) for part in rotary),
+            "global_BN": global_attention_mask
+            if global_attention_mask is None or rows is None
+            else rows.mask_to_rows(global_attention_mask.bool()),
+        }
     elif global_attention_mask is not None and not isinstance(mechanism, Window):
         raise ValueError(
             f"global_attention_mask is for longformer; {type(mechanism).__name__} has no global tokens."
         )
+    query, key, value = (to_rows(x.transpose(1, 2)).transpose(1, 2) for x in (query, key, value))
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    out = mechanism(query, key, value, attention_mask, scaling=scaling, dropout_p=dropout, **extra)
-    return out.transpose(1, 2).contiguous(), None
+    length_B = None if rows is None else rows.length_B
+    out = mechanism(query, key, value, length_B, scaling=scaling, dropout_p=dropout, **extra).transpose(1, 2)
+    return (out if rows is None else rows.from_rows(out)).contiguous(), None
+
+
+def _two_dimensional(attention_mask: Tensor) -> Tensor:
+    """The mask as booleans, (B, N)."""
+    if attention_mask.dim() != 2:
+        raise ValueError(
+            f"attention_mask has {attention_mask.dim()} dimensions; it must have two: (batch, tokens)."
+        )
+    return attention_mask.bool()
 
 
 def _two_dimensional_mask(*args: Any, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor | None:
@@ -270,9 +294,47 @@ AttentionMaskInterface.register(_RECORDER, _two_dimensional_mask)
 def _remember_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Leave the layer's input with the mechanism. A pre-hook, since it survives checkpointing and compile."""
     getattr(module, NAME).layer_input = {
-        "hidden_BNE": args[0] if args else kwargs["hidden_states"],
+        "hidden": args[0] if args else kwargs["hidden_states"],
         "rotary": kwargs.get("position_embeddings"),
     }
+
+
+def _find_rows(packs: bool, encoder: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Before the encoder: how this batch's real tokens come together, for all layers."""
+    attention_mask = kwargs.get("attention_mask")
+    if attention_mask is None:
+        return None
+    keep_BN = _two_dimensional(attention_mask)
+    # Someone who reads what is between the layers expects it in its places.
+    shown = kwargs.get("output_hidden_states") or encoder.config.output_hidden_states
+    rows = pack(keep_BN) if packs and not shown and not torch.compiler.is_compiling() else None
+    return args, kwargs | {"rows": rows or align(keep_BN)}
+
+
+def _enter_packed(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Before every layer: what comes in (B, N) places is packed, the first layer's input and the rotation."""
+    rows = kwargs.get("rows")
+    if not isinstance(rows, Packed):
+        return None
+
+    def pack(x: Tensor) -> Tensor:
+        return rows.pack(x.expand(*rows.shape, -1)) if x.shape[1] == rows.shape[1] else x
+
+    if args:
+        args = (pack(args[0]), *args[1:])
+    else:
+        kwargs = kwargs | {"hidden_states": pack(kwargs["hidden_states"])}
+    if kwargs.get("position_embeddings") is not None:
+        kwargs = kwargs | {"position_embeddings": tuple(map(pack, kwargs["position_embeddings"]))}
+    return args, kwargs
+
+
+def _leave_packed(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+    """After the last layer: back to (B, N) places."""
+    rows = kwargs.get("rows")
+    if not isinstance(rows, Packed):
+        return None
+    return rows.unpack(output) if isinstance(output, Tensor) else (rows.unpack(output[0]), *output[1:])
 
 
 class _Bakeoff(PreTrainedModel):
@@ -293,7 +355,22 @@ class _Bakeoff(PreTrainedModel):
         self.model = self.auto_class.from_config(encoder_config, attn_implementation=NAME)
         for index, site in enumerate(self.sites):
             self._install(index, site, encoder_config)
+        self._hook_layers()
         self.post_init()
+
+    def _hook_layers(self) -> None:
+        """Let the encoder look at its padding once, and where it can, run its layers on packed tokens."""
+        found = [re.match(r".+?\.\d+(?=\.)", site.path) for site in self.sites]
+        layers = [self.model.get_submodule(match[0]) for match in found if match]
+        # Layers that share their weights are one module, which does not know whose turn it is.
+        packs = len({*layers}) == sum(site.calls for site in self.sites)
+        self.model.base_model.register_forward_pre_hook(
+            functools.partial(_find_rows, packs), with_kwargs=True
+        )
+        if packs:
+            for layer in layers:
+                layer.register_forward_pre_hook(_enter_packed, with_kwargs=True)
+            layers[-1].register_forward_hook(_leave_packed, with_kwargs=True)
 
     def _install(self, index: int, site: Site, encoder_config: PreTrainedConfig) -> None:
         mechanism = site.build(index, encoder_config, self.max_tokens, self.config)

@@ -6,12 +6,13 @@ Shapes are suffixes of names:
     G global tokens               S block size       R random blocks   A attended blocks
     M random features             K projected length
 
-`keep_BN` is True at a real token and None where nothing is padded. It is never called a mask, whose sign
-differs between libraries.
+A row's real tokens come first and padding last; `length_B` counts the real ones, and is None where nothing is
+padded. Padding that lies elsewhere is moved by the bridge (`rows.py`), once a forward pass, so that no
+mechanism has to. Nothing is called a mask, whose sign differs between libraries.
 
 The contract, tested for every mechanism:
 
-- the content of padding never reaches a real token, on whichever side it lies;
+- the content of padding never reaches a real token;
 - the output at padding is zero, and a row that is all padding stays finite, gradients included;
 - a row does not depend on its batch mates, nor on how far it is padded;
 - train and eval compute the same function; randomness is a function of (seed, layer, head) alone;
@@ -63,7 +64,7 @@ class Attention(nn.Module):
         q_BHND: Tensor,
         k_BHND: Tensor,
         v_BHND: Tensor,
-        keep_BN: Tensor | None = None,
+        length_B: Tensor | None = None,
         *,
         scaling: float,
         dropout_p: float = 0.0,
@@ -97,9 +98,16 @@ def bias_from(allowed: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.zeros_like(allowed, dtype=dtype).masked_fill_(~allowed, torch.finfo(dtype).min / 2)
 
 
-def zero_padding(out_BHND: Tensor, keep_BN: Tensor | None) -> Tensor:
+def real_tokens(length_B: Tensor, N: int) -> Tensor:
+    """True at real tokens: (B, N)."""
+    return torch.arange(N, device=length_B.device) < length_B[:, None]
+
+
+def zero_padding(out_BHND: Tensor, length_B: Tensor | None) -> Tensor:
     """Zero the output of padding, whose rows saw nothing that matters."""
-    return out_BHND if keep_BN is None else out_BHND.masked_fill(~keep_BN[:, None, :, None], 0.0)
+    if length_B is None:
+        return out_BHND
+    return out_BHND.masked_fill(~real_tokens(length_B, out_BHND.shape[2])[:, None, :, None], 0.0)
 
 
 def softmax_attention(
@@ -118,22 +126,12 @@ def softmax_attention(
     )
 
 
-def real_positions(keep_BN: Tensor) -> Tensor:
-    """Each token's place among the real tokens of its row: (B, N), meaningful where `keep_BN` is True."""
-    return keep_BN.long().cumsum(1).sub_(1).clamp_(min=0)
-
-
-def real_first(keep_BN: Tensor) -> Tensor:
-    """The order that brings each row's real tokens to the front, in their order: (B, N) indices."""
-    return torch.argsort(~keep_BN, dim=1, stable=True)
-
-
 def take_tokens(x_BHND: Tensor, index_BG: Tensor) -> Tensor:
     """Tokens `index_BG` of every head: (B, H, G, D)."""
     B, H, _, D = x_BHND.shape
     return x_BHND.gather(2, index_BG[:, None, :, None].expand(B, H, -1, D))
 
 
-def pad_tokens(x_BHND: Tensor, before: int, after: int) -> Tensor:
-    """Zeros before and after along the tokens."""
-    return F.pad(x_BHND, (0, 0, before, after))
+def pad_tokens(x_BHND: Tensor, after: int) -> Tensor:
+    """Zeros after the last token; the tensor itself where there is nothing to add."""
+    return F.pad(x_BHND, (0, 0, 0, after)) if after else x_BHND

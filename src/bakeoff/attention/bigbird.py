@@ -26,9 +26,8 @@ from bakeoff.attention.base import (
     Attention,
     Layer,
     pad_tokens,
-    real_first,
+    real_tokens,
     softmax_attention,
-    take_tokens,
     zero_padding,
 )
 from bakeoff.errors import BakeoffError
@@ -58,74 +57,58 @@ class BigBird(Attention):
         q_BHND: Tensor,
         k_BHND: Tensor,
         v_BHND: Tensor,
-        keep_BN: Tensor | None = None,
+        length_B: Tensor | None = None,
         *,
         scaling: float,
         dropout_p: float = 0.0,
     ) -> Tensor:
         """Attend; see `Attention.forward`."""
-        B, _, N, _ = q_BHND.shape
+        B, H, N, D = q_BHND.shape
+        real = None if length_B is None else real_tokens(length_B, N)[:, None, None, :]
         if self.covers(N):  # every block attends to every block: the same function, without the copies
-            allowed = None if keep_BN is None else keep_BN[:, None, None, :]
-            out = softmax_attention(q_BHND, k_BHND, v_BHND, allowed, scaling=scaling, dropout_p=dropout_p)
-            return zero_padding(out, keep_BN)
-        if keep_BN is None:
-            length_B = torch.full((B,), N, device=q_BHND.device)
-            return self._attend(q_BHND, k_BHND, v_BHND, length_B, scaling, dropout_p)
-        # Blocks must not depend on where padding lies: bring each row's real tokens to the front, and back.
-        order_BN = real_first(keep_BN)
-        q, k, v = (take_tokens(x, order_BN) for x in (q_BHND, k_BHND, v_BHND))
-        out = self._attend(q, k, v, keep_BN.sum(1), scaling, dropout_p)
-        return zero_padding(take_tokens(out, order_BN.argsort(1)), keep_BN)
-
-    def _attend(
-        self,
-        q_BHND: Tensor,
-        k_BHND: Tensor,
-        v_BHND: Tensor,
-        length_B: Tensor,
-        scaling: float,
-        dropout_p: float,
-    ) -> Tensor:
-        """Attend within each row's first `length_B` tokens."""
-        B, H, N, _ = q_BHND.shape
+            out = softmax_attention(q_BHND, k_BHND, v_BHND, real, scaling=scaling, dropout_p=dropout_p)
+            return zero_padding(out, length_B)
         S = self.block_size
         blocks = -(-N // S)
-        q, k, v = (
-            pad_tokens(x, 0, blocks * S - N).unflatten(2, (blocks, S)) for x in (q_BHND, k_BHND, v_BHND)
-        )  # (B, H, blocks, S, D)
-        blocks_B = (length_B + S - 1) // S
+        lengths_B = torch.full((B,), N, device=q_BHND.device) if length_B is None else length_B
+        blocks_B = (lengths_B + S - 1) // S
         attended_BHIA, valid_BIA = self.attended_blocks(blocks_B, blocks)
         A = attended_BHIA.shape[-1]
 
-        row = torch.arange(B, device=q.device)[:, None, None, None]
-        head = torch.arange(H, device=q.device)[None, :, None, None]
-        k_near = k[row, head, attended_BHIA].flatten(3, 4)  # (B, H, blocks, A S, D)
-        v_near = v[row, head, attended_BHIA].flatten(3, 4)
+        q_BHISD, k_BHISD, v_BHISD = (
+            pad_tokens(x, blocks * S - N).unflatten(2, (blocks, S)) for x in (q_BHND, k_BHND, v_BHND)
+        )
+        # A block of keys is one contiguous row, so that gathering is a copy of whole rows.
+        first_BH = torch.arange(B * H, device=q_BHND.device).view(B, H, 1, 1) * blocks
+        rows = (first_BH + attended_BHIA).flatten()
+
+        def gather(x_BHISD: Tensor) -> Tensor:
+            """The blocks each block attends to: (B H, blocks, A S, D)."""
+            return x_BHISD.reshape(-1, S * D).index_select(0, rows).view(B * H, blocks, A * S, D)
+
         # Only a row's last block can be part padding, and it appears in its global slot alone, which is the
         # same for every head; so one bias serves all heads.
-        within_BIAS = (attended_BHIA[:, 0, :, :, None] * S + torch.arange(S, device=q.device)) < length_B[
-            :, None, None, None
-        ]
+        within_BIAS = (
+            attended_BHIA[:, 0, :, :, None] * S + torch.arange(S, device=q_BHND.device)
+        ) < lengths_B[:, None, None, None]
         allowed = (within_BIAS & valid_BIA[..., None]).reshape(B, 1, blocks, 1, A * S)
         out = softmax_attention(
-            q.flatten(0, 1), k_near.flatten(0, 1), v_near.flatten(0, 1),
+            q_BHISD.flatten(0, 1), gather(k_BHISD), gather(v_BHISD),
             allowed.expand(B, H, -1, -1, -1).flatten(0, 1), scaling=scaling, dropout_p=dropout_p,
         ).unflatten(0, (B, H))  # fmt: skip
 
         # The two global blocks attend to the whole row.
         ends_BT = torch.stack((torch.zeros_like(blocks_B), (blocks_B - 1).clamp(min=0)), dim=1)
-        row, head = row[..., 0], head[..., 0]
-        q_ends = q[row, head, ends_BT[:, None]].flatten(2, 3)  # (B, H, 2 S, D)
-        everywhere = torch.arange(N, device=q.device) < length_B[:, None]
+        row, head = (torch.arange(n, device=q_BHND.device) for n in (B, H))
+        q_ends = q_BHISD[row[:, None, None], head[:, None], ends_BT[:, None]].flatten(2, 3)  # (B, H, 2 S, D)
         out_ends = softmax_attention(
-            q_ends, k_BHND, v_BHND, everywhere[:, None, None, :], scaling=scaling, dropout_p=dropout_p
+            q_ends, k_BHND, v_BHND, real, scaling=scaling, dropout_p=dropout_p
         ).unflatten(2, (2, S))
-        block = torch.arange(blocks, device=q.device)[:, None, None]
+        block = torch.arange(blocks, device=q_BHND.device)[:, None, None]
         is_first, is_last = (block == ends_BT[:, None, t, None, None, None] for t in (0, 1))
         out = torch.where(is_last, out_ends[:, :, 1:], out)
         out = torch.where(is_first, out_ends[:, :, :1], out)  # second, for rows of one block
-        return out.flatten(2, 3)[:, :, :N]
+        return zero_padding(out.flatten(2, 3)[:, :, :N], length_B)
 
     def attended_blocks(self, blocks_B: Tensor, blocks: int) -> tuple[Tensor, Tensor]:
         """Which key blocks each query block attends to in rows of `blocks_B` blocks, padded to `blocks`.

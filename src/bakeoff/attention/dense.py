@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from bakeoff.attention.base import Attention, softmax_attention, zero_padding
+from bakeoff.attention.base import Attention, real_tokens, softmax_attention, zero_padding
 
 
 class Dense(Attention):
@@ -27,15 +27,16 @@ class Dense(Attention):
         q_BHND: Tensor,
         k_BHND: Tensor,
         v_BHND: Tensor,
-        keep_BN: Tensor | None = None,
+        length_B: Tensor | None = None,
         *,
         scaling: float,
         dropout_p: float = 0.0,
     ) -> Tensor:
         """Attend; see `Attention.forward`."""
-        allowed = None if keep_BN is None else keep_BN[:, None, None, :]
+        N = q_BHND.shape[2]
+        allowed = None if length_B is None else real_tokens(length_B, N)[:, None, None, :]
         out = softmax_attention(q_BHND, k_BHND, v_BHND, allowed, scaling=scaling, dropout_p=dropout_p)
-        return zero_padding(out, keep_BN)
+        return zero_padding(out, length_B)
 
     def flops(self, n: int) -> float:
         """4 H D n²."""

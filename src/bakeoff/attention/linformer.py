@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bakeoff.attention.base import Attention, Layer, bias_from, real_positions, zero_padding
+from bakeoff.attention.base import Attention, Layer, bias_from, zero_padding
 from bakeoff.errors import BakeoffError
 
 
@@ -58,26 +58,25 @@ class Linformer(Attention):
         q_BHND: Tensor,
         k_BHND: Tensor,
         v_BHND: Tensor,
-        keep_BN: Tensor | None = None,
+        length_B: Tensor | None = None,
         *,
         scaling: float,
         dropout_p: float = 0.0,
     ) -> Tensor:
         """Attend; see `Attention.forward`."""
-        N, K = q_BHND.shape[2], self.projected_length
+        H, N, K = q_BHND.shape[1], q_BHND.shape[2], self.projected_length
         if self.layer.max_length < N:
             raise BakeoffError(
                 f"linformer: {N} tokens, but its projections hold {self.layer.max_length}; "
                 "convert the encoder with a larger max_length."
             )
-        real_BN = torch.ones(1, N, dtype=torch.bool, device=q_BHND.device) if keep_BN is None else keep_BN
-        position_BN = real_positions(real_BN)
-        length_B1 = real_BN.sum(1, keepdim=True)
-        means_BKN, tokens_BK = segment_means(position_BN, length_B1, real_BN, K, q_BHND.dtype)
+        means_BKN, tokens_BK = segment_means(length_B, N, K, q_BHND)
 
         def project(x_BHND: Tensor, learned_KN: Tensor) -> Tensor:
-            learned_BKN = learned_KN[:, position_BN].transpose(0, 1) * real_BN[:, None]
-            return (means_BKN + learned_BKN.to(x_BHND.dtype))[:, None] @ x_BHND
+            projection_BKN = means_BKN + learned_KN[:, :N].to(means_BKN.dtype)
+            # The heads share the projection: one product for all of them, over (H D) columns.
+            x_BNE = zero_padding(x_BHND, length_B).transpose(1, 2).flatten(2)
+            return (projection_BKN @ x_BNE).unflatten(2, (H, -1)).transpose(1, 2)
 
         k_BHKD = project(k_BHND, self.key_projection_KN)
         v_BHKD = project(v_BHND, self.value_projection_KN)
@@ -86,7 +85,7 @@ class Linformer(Attention):
         out = F.scaled_dot_product_attention(
             q_BHND, k_BHKD, v_BHKD, attn_mask=bias_BK[:, None, None, :], dropout_p=dropout_p, scale=scaling
         )
-        return zero_padding(out, keep_BN)
+        return zero_padding(out, length_B)
 
     def flops(self, n: int) -> float:
         """4 H D n K to project, 4 H D n K to attend."""
@@ -97,18 +96,19 @@ class Linformer(Attention):
         return n <= self.projected_length
 
 
-def segment_means(
-    position_BN: Tensor, length_B1: Tensor, real_BN: Tensor, segments: int, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
+def segment_means(length_B: Tensor | None, N: int, segments: int, like: Tensor) -> tuple[Tensor, Tensor]:
     """Rows that take the mean of each of `segments` parts of a row's real tokens, as equal as can be.
 
     Returns:
-        (B, segments, N), the identity on rows no longer than `segments`; and the tokens of each part,
-        (B, segments).
+        (B, segments, N) of the type of `like`, the identity on rows no longer than `segments`; and the tokens
+        of each part, (B, segments). B is 1 where nothing is padded.
     """
-    slot_BN = torch.where(
-        length_B1 <= segments, position_BN, position_BN * segments // length_B1.clamp(min=1)
-    )
-    here_BKN = (slot_BN[:, None] == torch.arange(segments, device=slot_BN.device)[:, None]) & real_BN[:, None]
-    tokens_BK = here_BKN.sum(-1)
-    return here_BKN.to(dtype) / tokens_BK.clamp(min=1)[..., None], tokens_BK
+    place_N = torch.arange(N, device=like.device)
+    length_B1 = place_N.new_full((1, 1), N) if length_B is None else length_B[:, None]
+    slot_BN = torch.where(length_B1 <= segments, place_N, place_N * segments // length_B1.clamp(min=1))
+    real_BN = place_N < length_B1
+    slot_BN = slot_BN.where(real_BN, 0)
+    tokens_BK = slot_BN.new_zeros(len(slot_BN), segments).scatter_add_(1, slot_BN, real_BN.long())
+    share_BN = tokens_BK.gather(1, slot_BN).clamp(min=1).to(like.dtype).reciprocal().where(real_BN, 0.0)
+    means_BKN = share_BN.new_zeros(len(slot_BN), segments, N)
+    return means_BKN.scatter_(1, slot_BN[:, None], share_BN[:, None]), tokens_BK

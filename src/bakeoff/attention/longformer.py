@@ -20,6 +20,8 @@ the global tokens are an argument of their own.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -28,14 +30,14 @@ from bakeoff.attention.base import (
     Attention,
     Layer,
     bias_from,
-    pad_tokens,
-    real_first,
-    real_positions,
+    real_tokens,
     softmax_attention,
     take_tokens,
     zero_padding,
 )
 from bakeoff.errors import BakeoffError
+
+_GROUP = 1 << 20  # numbers of keys in a group of blocks: 4 MiB in fp32
 
 
 class Longformer(Attention):
@@ -72,7 +74,7 @@ class Longformer(Attention):
         q_BHND: Tensor,
         k_BHND: Tensor,
         v_BHND: Tensor,
-        keep_BN: Tensor | None = None,
+        length_B: Tensor | None = None,
         *,
         scaling: float,
         dropout_p: float = 0.0,
@@ -86,7 +88,7 @@ class Longformer(Attention):
             q_BHND: queries.
             k_BHND: keys.
             v_BHND: values.
-            keep_BN: True at real tokens.
+            length_B: real tokens of each row.
             scaling: multiplies q · k.
             dropout_p: dropout on the attention probabilities.
             hidden_BNE: the layer's input, which the global projections read.
@@ -95,32 +97,31 @@ class Longformer(Attention):
         """
         B, _, N, _ = q_BHND.shape
         if global_BN is None:
-            count = min(self.global_tokens, N)
-            everyone = torch.ones(B, N, dtype=torch.bool, device=q_BHND.device)
-            real_BN = everyone if keep_BN is None else keep_BN
-            global_BN = real_BN & (real_positions(real_BN) < count)
+            index_BG = torch.arange(min(self.global_tokens, N), device=q_BHND.device).expand(B, -1)
+            present_BG = torch.ones_like(index_BG, dtype=torch.bool)
         else:
-            global_BN = global_BN.bool() if keep_BN is None else global_BN.bool() & keep_BN
-            count = int(global_BN.sum(1).max())
-        if not count:
-            out = window_attention(
-                q_BHND, k_BHND, v_BHND, keep_BN, self.radius, scaling=scaling, dropout_p=dropout_p
+            global_BN = global_BN.bool()
+            count = int(
+                (global_BN if length_B is None else global_BN & real_tokens(length_B, N)).sum(1).max()
             )
-            return zero_padding(out, keep_BN)
-
-        index_BG = real_first(global_BN)[:, :count]
-        present_BG = global_BN.gather(1, index_BG)
+            index_BG = torch.argsort(~global_BN, dim=1, stable=True)[:, :count]
+            present_BG = global_BN.gather(1, index_BG)
+        if length_B is not None:
+            present_BG = present_BG & (index_BG < length_B[:, None])
         out = window_attention(
-            q_BHND, k_BHND, v_BHND, keep_BN, self.radius, global_BN, index_BG, present_BG,
+            q_BHND, k_BHND, v_BHND, length_B, self.radius, index_BG, present_BG,
             scaling=scaling, dropout_p=dropout_p,
         )  # fmt: skip
-        allowed = None if keep_BN is None else keep_BN[:, None, None, :]
+        if not index_BG.shape[1]:
+            return zero_padding(out, length_B)
+
+        allowed = None if length_B is None else real_tokens(length_B, N)[:, None, None, :]
         if not self.separate_global:
             q_g = take_tokens(q_BHND, index_BG)
             out_BHGD = softmax_attention(q_g, k_BHND, v_BHND, allowed, scaling=scaling, dropout_p=dropout_p)
         elif hidden_BNE is None:
             raise ValueError("longformer with separate global projections needs the layer's input.")
-        elif rotary is None and not dropout_p and count <= self.layer.head_dim:
+        elif rotary is None and not dropout_p and index_BG.shape[1] <= self.layer.head_dim:
             out_BHGD = self._attend_unprojected(hidden_BNE, index_BG, allowed, scaling)
         else:
             q_g, k_g, v_g = self._project(hidden_BNE, index_BG, rotary)
@@ -131,7 +132,7 @@ class Longformer(Attention):
             present_BG[:, None, :, None], out_BHGD.to(out.dtype), take_tokens(out, index_BG)
         )
         out = out.scatter(2, index_BG[:, None, :, None].expand_as(out_BHGD), out_BHGD)
-        return zero_padding(out, keep_BN)
+        return zero_padding(out, length_B)
 
     def _project(
         self, hidden_BNE: Tensor, index_BG: Tensor, rotary: tuple[Tensor, Tensor] | None
@@ -207,16 +208,18 @@ class Window(Attention):
         q_BHND: Tensor,
         k_BHND: Tensor,
         v_BHND: Tensor,
-        keep_BN: Tensor | None = None,
+        length_B: Tensor | None = None,
         *,
         scaling: float,
         dropout_p: float = 0.0,
     ) -> Tensor:
         """Attend; see `Attention.forward`."""
+        none_BG = torch.zeros(len(q_BHND), 0, dtype=torch.long, device=q_BHND.device)
         out = window_attention(
-            q_BHND, k_BHND, v_BHND, keep_BN, self.radius, scaling=scaling, dropout_p=dropout_p
-        )
-        return zero_padding(out, keep_BN)
+            q_BHND, k_BHND, v_BHND, length_B, self.radius, none_BG, none_BG.bool(),
+            scaling=scaling, dropout_p=dropout_p,
+        )  # fmt: skip
+        return zero_padding(out, length_B)
 
     def flops(self, n: int) -> float:
         """4 H D n (2 radius + 1)."""
@@ -238,61 +241,119 @@ def window_attention(
     q_BHND: Tensor,
     k_BHND: Tensor,
     v_BHND: Tensor,
-    keep_BN: Tensor | None,
+    length_B: Tensor | None,
     radius: int,
-    global_BN: Tensor | None = None,
-    index_BG: Tensor | None = None,
-    present_BG: Tensor | None = None,
+    index_BG: Tensor,
+    present_BG: Tensor,
     *,
     scaling: float,
     dropout_p: float,
 ) -> Tensor:
     """Attend to |i - j| <= radius, and to the tokens `index_BG` (where `present_BG`) wherever they are.
 
-    `global_BN` marks the same tokens: they leave the window, so that none is counted twice.
     Returns (B, H, N, D); rows at padding are finite and without meaning.
     """
-    _, H, N, D = q_BHND.shape
-    block = 128 if radius >= 128 else 64 if radius >= 32 else 32
+    B, _, N, _ = q_BHND.shape
+    device = q_BHND.device
+    real_BN = torch.ones(B, N, dtype=torch.bool, device=device)
+    if length_B is not None:
+        real_BN = real_tokens(length_B, N)
+    global_BN = torch.zeros_like(real_BN).scatter(1, index_BG, present_BG)
+    block = 128 if radius >= 256 else 64 if radius >= 64 else 32
     if block + 2 * radius >= N:
         # One block reaches every key: the same function as a masked dense attention, without the copies.
-        allowed = None if keep_BN is None else keep_BN[:, None, None, :]
+        allowed = None if length_B is None else real_BN[:, None, None, :]
         if radius < N - 1:
-            place = torch.arange(N, device=q_BHND.device)
-            near = ((place[:, None] - place).abs() <= radius)[None, None]
-            near = near if global_BN is None else near | global_BN[:, None, None, :]
-            allowed = near if allowed is None else near & allowed
+            place = torch.arange(N, device=device)
+            near = (place[:, None] - place).abs() <= radius
+            allowed = (near | global_BN[:, None, None, :]) & real_BN[:, None, None, :]
         return softmax_attention(q_BHND, k_BHND, v_BHND, allowed, scaling=scaling, dropout_p=dropout_p)
 
+    # T blocks of the whole batch stand one after another; those that are all padding are left out.
     blocks = -(-N // block)
-    tail = blocks * block - N
-    reach = block + 2 * radius
+    which_T = torch.arange(B * blocks, device=device)
+    if length_B is not None and not torch.compiler.is_compiling():
+        which_T = which_T[which_T % blocks * block < length_B.repeat_interleave(blocks)]
+    row_T = which_T // blocks
+    everything = len(which_T) == B * blocks
 
-    def in_blocks(x_BHND: Tensor) -> Tensor:
-        """The keys or values that each block of queries reaches: (B, blocks, H, reach, D)."""
-        return pad_tokens(x_BHND, radius, radius + tail).unfold(2, reach, block).permute(0, 2, 1, 4, 3)
+    def in_blocks(x_BN: Tensor) -> Tensor:
+        """(B, N, …) in blocks: (T, block, …)."""
+        x_BN = F.pad(x_BN, (0, 0) * (x_BN.dim() - 2) + (0, blocks * block - N))
+        x_T = x_BN.unflatten(1, (blocks, block)).flatten(0, 1)
+        return x_T if everything else x_T[which_T]
 
-    # Inside a block, query t stands at key t + radius, so it sees keys t to t + 2 radius.
-    t = torch.arange(block, device=q_BHND.device)[:, None]
-    s = torch.arange(reach, device=q_BHND.device)
-    band = (s >= t) & (s <= t + 2 * radius)
-    there_BN = torch.ones(1, N, dtype=torch.bool, device=q_BHND.device) if keep_BN is None else keep_BN
-    if global_BN is not None:
-        there_BN = there_BN & ~global_BN
-    reached = F.pad(there_BN, (radius, radius + tail)).unfold(1, reach, block)  # (B or 1, blocks, reach)
-    allowed = reached[:, :, None, None, :] & band
+    q_TSHD, k_TSHD, v_TSHD = (in_blocks(x.transpose(1, 2)) for x in (q_BHND, k_BHND, v_BHND))
+    k_TGHD, v_TGHD = (take_tokens(x, index_BG).transpose(1, 2)[row_T] for x in (k_BHND, v_BHND))
+    side = -(-radius // block)  # blocks of keys that a block of queries reaches on either side
+    near_TCS, present_TCG = _reachable(in_blocks(real_BN & ~global_BN), present_BG[row_T], row_T, side)
+    place = torch.arange(block, device=device)
+    chunk = torch.arange(-side, side + 1, device=device)
+    band_SCS = (chunk[:, None] * block + place - place[:, None, None]).abs() <= radius
 
-    q = pad_tokens(q_BHND, 0, tail).unflatten(2, (blocks, block)).transpose(1, 2)
-    k, v = in_blocks(k_BHND), in_blocks(v_BHND)
-    if index_BG is not None and present_BG is not None:
-        globals_shape = (-1, blocks, H, -1, D)
-        k = torch.cat((k, take_tokens(k_BHND, index_BG)[:, None].expand(globals_shape)), dim=3)
-        v = torch.cat((v, take_tokens(v_BHND, index_BG)[:, None].expand(globals_shape)), dim=3)
-        spare = present_BG[:, None, None, None, :].expand(-1, blocks, 1, block, -1)
-        allowed = torch.cat((allowed.expand(len(spare), -1, -1, -1, -1), spare), dim=-1)
-    bias = bias_from(allowed, q.dtype).expand(len(q), -1, -1, -1, -1)
-    out = F.scaled_dot_product_attention(
-        q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1),
-        attn_mask=bias.flatten(0, 1), dropout_p=dropout_p, scale=scaling,
-    )  # fmt: skip
-    return out.unflatten(0, (-1, blocks)).transpose(1, 2).flatten(2, 3)[:, :, :N]
+    # A group of blocks at a time, small enough for the processor's cache.
+    size = max(1, _GROUP // k_TSHD[0].numel() // len(chunk))
+    k_groups, v_groups = _Reach.apply(k_TSHD, k_TGHD, side, size), _Reach.apply(v_TSHD, v_TGHD, side, size)
+    outs = []
+    for q, k, v, near, present in zip(
+        q_TSHD.transpose(1, 2).split(size),
+        k_groups,
+        v_groups,
+        near_TCS.split(size),
+        present_TCG.split(size),
+        strict=True,
+    ):
+        allowed = torch.cat((near[:, None] & band_SCS, present[:, None].expand(-1, block, -1, -1)), -1)
+        bias = bias_from(allowed.flatten(2), q.dtype)[:, None]
+        out = F.scaled_dot_product_attention(q, k, v, bias, dropout_p=dropout_p, scale=scaling)
+        outs.append(out.transpose(1, 2))
+    out = torch.cat(outs)
+    if not everything:
+        out = out.new_zeros(B * blocks, *out.shape[1:]).index_copy(0, which_T, out)
+    return out.unflatten(0, (B, blocks)).flatten(1, 2)[:, :N].transpose(1, 2)
+
+
+def _reachable(local_TS: Tensor, present_TG: Tensor, row_T: Tensor, side: int) -> tuple[Tensor, Tensor]:
+    """Which tokens (T, C, S) and globals (T, C, G) count in the C = 2 side + 1 blocks around each block."""
+    width = 2 * side + 1
+    near = F.pad(local_TS, (0, 0, side, side)).unfold(0, width, 1)
+    # Neighbours in the batch are neighbours in memory; a window ends where its row does.
+    same_row = F.pad(row_T, (side, side), value=-1).unfold(0, width, 1) == row_T[:, None]
+    # Every block carries its row's globals, and one copy counts.
+    present = present_TG[:, None] & (torch.arange(width, device=row_T.device) == side)[:, None]
+    return (near & same_row[:, None]).transpose(1, 2), present
+
+
+class _Reach(torch.autograd.Function):
+    """The keys or values that each block reaches, as overlapping views of one copy.
+
+    (T, S, H, D) blocks and (T, G, H, D) global tokens give groups of up to `size` blocks, each
+    (size, H, (2 side + 1) (S + G), D): for each block its own and its neighbours' tokens and globals, `side`
+    of them on either side, zeros beyond the ends.
+    """
+
+    @staticmethod
+    def forward(x_TSHD: Tensor, global_TGHD: Tensor, side: int, size: int) -> tuple[Tensor, ...]:
+        T, S, H, D = x_TSHD.shape
+        G = global_TGHD.shape[1]
+        laid_out = x_TSHD.new_empty(T + 2 * side, S + G, H, D)
+        laid_out[:side], laid_out[T + side :] = 0, 0
+        laid_out[side : T + side, :S], laid_out[side : T + side, S:] = x_TSHD, global_TGHD
+        token, block = H * D, (S + G) * H * D
+        reach = laid_out.as_strided((T, H, (2 * side + 1) * (S + G), D), (block, D, token, 1))
+        return reach.split(size)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, int, int], output: tuple[Tensor, ...]) -> None:
+        ctx.shape, ctx.side = inputs[0].shape, inputs[2]
+
+    @staticmethod
+    def backward(ctx: Any, *grads_THKD: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        (T, S, H, D), side, start = ctx.shape, ctx.side, 0
+        total = grads_THKD[0].new_zeros(T + 2 * side, grads_THKD[0].shape[2] // (2 * side + 1), H, D)
+        for grad_THKD in grads_THKD:
+            for chunk, part in enumerate(grad_THKD.transpose(1, 2).chunk(2 * side + 1, dim=1)):
+                total[start + chunk : start + chunk + len(part)] += part
+            start += len(grad_THKD)
+        total = total[side : T + side]
+        return total[:, :S], total[:, S:], None, None

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bakeoff.attention.base import Attention, Layer, zero_padding
+from bakeoff.attention.base import Attention, Layer, real_tokens, zero_padding
 from bakeoff.errors import BakeoffError
 
 EPSILON = 1e-4  # of the paper's own code; relative to the largest feature, which is 1
@@ -63,7 +63,7 @@ class Performer(Attention):
         q_BHND: Tensor,
         k_BHND: Tensor,
         v_BHND: Tensor,
-        keep_BN: Tensor | None = None,
+        length_B: Tensor | None = None,
         *,
         scaling: float,
         dropout_p: float = 0.0,
@@ -76,8 +76,8 @@ class Performer(Attention):
             q, k = q_BHND.to(wide) * scaling**0.5, k_BHND.to(wide) * scaling**0.5
             v_and_one = F.pad(v_BHND.to(wide), (0, 1), value=1.0)
             k_offset = k.square().sum(-1, keepdim=True) / -2
-            if keep_BN is not None:  # padding has no features, whatever it holds
-                padding = ~keep_BN[:, None, :, None]
+            if length_B is not None:  # padding has no features, whatever it holds
+                padding = ~real_tokens(length_B, q.shape[2])[:, None, :, None]
                 k_offset = k_offset.masked_fill(padding, torch.finfo(wide).min / 2)
                 k, v_and_one = k.masked_fill(padding, 0.0), v_and_one.masked_fill(padding, 0.0)
             projection = self.projection_HMD.to(wide)
@@ -92,7 +92,7 @@ class Performer(Attention):
             out = q_BHNM @ summed_BHMD + EPSILON * summed_BHMD.sum(-2, keepdim=True)
             # A row that is all padding has no features: its quotient is 0 / 0 without the bound.
             out = out[..., :-1] / out[..., -1:].clamp_min(torch.finfo(wide).tiny)
-        return zero_padding(F.dropout(out.to(dtype), dropout_p), keep_BN)
+        return zero_padding(F.dropout(out.to(dtype), dropout_p), length_B)
 
     def flops(self, n: int) -> float:
         """4 H n M D for the features, 4 H n M (D + 1) for the products."""

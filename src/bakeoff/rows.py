@@ -1,0 +1,103 @@
+"""Where a batch's real tokens are, and moving them so that padding costs little.
+
+Mechanisms want each row's real tokens first. Two ways lead there, both undone before anyone sees them:
+
+- `Packed`: the real tokens of all rows stand one after another, (1, T, …) with no padding at all, from the
+  first layer to the last. Projections, feed-forward layers and norms then cost what T tokens cost, whatever
+  the padding. Outside of attention, no token of an encoder meets another, so nothing changes.
+- `Aligned`: tokens stay in their (B, N) places and are brought to the front around each call of the
+  mechanism. For shapes that may not depend on the data (compile, export), and where something reads what is
+  between the layers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import Tensor
+
+#: Packing pays where it saves more than moving tokens costs; see docs/performance.md.
+PACKED_BELOW = 0.95
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Aligned:
+    """Rows in their (B, N) places; `order_BN` brings real tokens to the front, None where they are there."""
+
+    length_B: Tensor | None
+    order_BN: Tensor | None = None
+
+    def to_rows(self, x_BN: Tensor) -> Tensor:
+        """(B, N, …) with each row's real tokens first."""
+        return x_BN if self.order_BN is None else _along(x_BN, self.order_BN)
+
+    def from_rows(self, x_BN: Tensor) -> Tensor:
+        """The inverse of `to_rows`."""
+        return x_BN if self.order_BN is None else _along(x_BN, self.order_BN.argsort(1))
+
+    def mask_to_rows(self, mask_BN: Tensor) -> Tensor:
+        """A mask over the batch's (B, N) places as one over its rows."""
+        return self.to_rows(mask_BN)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Packed:
+    """Rows without padding: `token_T` is where each real token stands in the (B N) tokens of the batch.
+
+    `row_T` is where it stands among B rows of `longest` tokens that have their real ones first.
+    """
+
+    length_B: Tensor
+    shape: tuple[int, int]
+    token_T: Tensor
+    row_T: Tensor
+    longest: int
+
+    def pack(self, x_BN: Tensor) -> Tensor:
+        """(B, N, …) to (1, T, …)."""
+        return x_BN.flatten(0, 1).index_select(0, self.token_T)[None]
+
+    def unpack(self, x_1T: Tensor) -> Tensor:
+        """(1, T, …) to (B, N, …), zero at padding."""
+        return self._spread(x_1T, self.token_T, self.shape)
+
+    def to_rows(self, x_1T: Tensor) -> Tensor:
+        """(1, T, …) to (B, longest, …), each row's real tokens first."""
+        return self._spread(x_1T, self.row_T, (len(self.length_B), self.longest))
+
+    def from_rows(self, x_BN: Tensor) -> Tensor:
+        """The inverse of `to_rows`."""
+        return x_BN.flatten(0, 1).index_select(0, self.row_T)[None]
+
+    def mask_to_rows(self, mask_BN: Tensor) -> Tensor:
+        """A mask over the batch's (B, N) places as one over its rows."""
+        return self.to_rows(self.pack(mask_BN))
+
+    @staticmethod
+    def _spread(x_1T: Tensor, places_T: Tensor, shape: tuple[int, int]) -> Tensor:
+        empty = x_1T.new_zeros(shape[0] * shape[1], *x_1T.shape[2:])
+        return empty.index_copy(0, places_T, x_1T[0]).unflatten(0, shape)
+
+
+def align(keep_BN: Tensor) -> Aligned:
+    """Rows of a batch whose real tokens are where `keep_BN` is True; no look at its values when compiling."""
+    if torch.compiler.is_compiling() or bool((keep_BN[:, 1:] > keep_BN[:, :-1]).any()):
+        return Aligned(keep_BN.sum(1), torch.argsort(~keep_BN, dim=1, stable=True))
+    return Aligned(None if bool(keep_BN.all()) else keep_BN.sum(1))
+
+
+def pack(keep_BN: Tensor) -> Packed | None:
+    """The batch without its padding, or None where there is too little of it."""
+    length_B = keep_BN.sum(1)
+    lengths = length_B.tolist()
+    if sum(lengths) > PACKED_BELOW * keep_BN.numel() or not sum(lengths):
+        return None
+    longest = max(lengths)
+    front_BN = torch.arange(longest, device=keep_BN.device) < length_B[:, None]
+    token_T, row_T = (torch.nonzero(kept.flatten())[:, 0] for kept in (keep_BN, front_BN))
+    return Packed(length_B, (keep_BN.shape[0], keep_BN.shape[1]), token_T, row_T, longest)
+
+
+def _along(x_BN: Tensor, index_BN: Tensor) -> Tensor:
+    return x_BN.gather(1, index_BN[(...,) + (None,) * (x_BN.dim() - 2)].expand_as(x_BN))
