@@ -25,7 +25,7 @@ lint: .venv/.test
 	touch $@
 
 .venv/.test: .venv/.demo
-	$(PIP) --editable '.[test,lint]'
+	$(PIP) --editable '.[test,lint,peers]'
 	touch $@
 
 clean:

@@ -230,7 +230,9 @@ def test_bad_run_files_give_one_line(call, tmp_path):
     refused(call("grid", file), "cannot set 'seed'")
 
 
-@pytest.mark.parametrize("verb", ["run", "grid", "compare", "report", "convert", "predict", "ls", "check"])
+@pytest.mark.parametrize(
+    "verb", ["run", "grid", "compare", "report", "convert", "predict", "ls", "check", "bench"]
+)
 def test_help_teaches(call, verb):
     code, stdout, _ = call(verb, "--help")
     assert code == 0

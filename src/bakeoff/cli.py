@@ -180,9 +180,9 @@ def grid(
     if tasks:
         values["tasks"] = _split(tasks)
     if attentions:
-        values["attentions"] = [a.replace(";", ",") for a in _split(attentions)]
+        values["attentions"] = _attentions(attentions)
     if seeds:
-        values["seeds"] = [_integer(seed) for seed in _split(seeds)]
+        values["seeds"] = _integers("seeds", seeds)
     specs = list(GridSpec.from_dict(values, str(grid_file or "grid")).runs())
     from bakeoff import grid as cells
 
@@ -363,6 +363,78 @@ def check(spec_file: SpecFile = None, *, flags: dict[str, Any]) -> None:
     epilog="""
 Examples:
 
+    bakeoff bench --lengths 1024,4096 --attentions "dense,longformer:window=256" --against sdpa,transformers
+
+    bakeoff bench --level encoder --phase inference --row-lengths 4096,1300 --attentions bigbird
+"""
+)
+def bench(
+    level: Annotated[str, typer.Option(help="attention or encoder.")] = "attention",
+    phase: Annotated[str, typer.Option(help="inference, training, or both.")] = "inference,training",
+    lengths: Annotated[str, typer.Option(help="Tokens a row, separated by commas.")] = "1024,2048,4096",
+    attentions: Annotated[
+        str, typer.Option(help="Mechanisms, separated by commas; separate an option's values with ;")
+    ] = "dense,longformer,bigbird,performer,linformer",
+    against: Annotated[
+        str,
+        typer.Option(help="sdpa, transformers, performer-pytorch, linformer, linformer-pytorch; by commas."),
+    ] = "sdpa",
+    batch_size: Annotated[int, typer.Option(help="Rows a batch.")] = 1,
+    row_lengths: Annotated[
+        str,
+        typer.Option(
+            help="One padded batch with these real lengths, in place of --lengths and --batch-size."
+        ),
+    ] = "",
+    encoder: Annotated[str, typer.Option(help="bert or modernbert, with random weights.")] = "bert",
+    hidden_size: Annotated[int, typer.Option(help="Of the encoder.")] = 384,
+    num_heads: Annotated[int, typer.Option(help="Of the encoder.")] = 12,
+    num_layers: Annotated[int, typer.Option(help="Of the encoder, at the encoder level.")] = 4,
+    intermediate_size: Annotated[int, typer.Option(help="Of the encoder.")] = 1536,
+    repeats: Annotated[int, typer.Option(help="Timed rounds.")] = 5,
+    dtype: Annotated[str, typer.Option(help="fp32 or bf16.")] = "fp32",
+    threads: Annotated[int | None, typer.Option(help="PyTorch's.", show_default=False)] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    seed: Annotated[int, typer.Option(help="Of weights, inputs and random patterns.")] = 0,
+    output_dir: Annotated[Path, typer.Option(help="Where bench.json, bench.md and bench.svg go.")] = Path(
+        "bench"
+    ),
+) -> None:
+    """Time mechanisms against the implementations people would otherwise use, once they are held equal."""
+    from bakeoff import bench as benchmark
+    from bakeoff.bench.result import command_line, render_terminal
+
+    spec = benchmark.BenchSpec(
+        level=level,
+        phases=tuple(_split(phase)),
+        lengths=_integers("lengths", lengths),
+        attentions=_attentions(attentions),
+        against=tuple(_split(against)),
+        batch_size=batch_size,
+        row_lengths=_integers("row lengths", row_lengths),
+        encoder=encoder,
+        hidden_size=hidden_size,
+        num_heads=num_heads,
+        num_layers=num_layers,
+        intermediate_size=intermediate_size,
+        repeats=repeats,
+        dtype=dtype,
+        threads=threads,
+        device=device,
+        seed=seed,
+    )
+    _quiet()
+    with _interruptible():
+        result = benchmark.bench(spec, command_line(sys.argv[1:]))
+    render_terminal(result, out)
+    for path in benchmark.write(result, output_dir):
+        out.print(Text(str(path)))
+
+
+@app.command(
+    epilog="""
+Examples:
+
     bakeoff ls tasks
 
     bakeoff ls attentions
@@ -493,8 +565,12 @@ def _split(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
-def _integer(text: str) -> int:
+def _attentions(text: str) -> tuple[AttentionSpec, ...]:
+    return tuple(AttentionSpec.parse(part.replace(";", ",")) for part in _split(text))
+
+
+def _integers(name: str, text: str) -> tuple[int, ...]:
     try:
-        return int(text)
+        return tuple(int(part) for part in _split(text))
     except ValueError:
-        raise BakeoffError(f"seeds are whole numbers, not {text!r}.") from None
+        raise BakeoffError(f"{name} are whole numbers, not {text!r}.") from None

@@ -10,13 +10,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, PackageLoader
 
 from bakeoff import stats
 from bakeoff.comparison import Comparison, Group, Row, Run
+from bakeoff.report import svg
+from bakeoff.report.svg import color
 
-# Dark enough on white and light enough on near-black: contrast of 3 or more on both.
-PALETTE = ("#2f7fc1", "#d2601a", "#12906a", "#b5609a", "#8f7a1f", "#6a6fd1", "#c2484f", "#6b7f8c")
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "star", "hexagon", "x")
 
 
@@ -135,7 +134,7 @@ def _training_loss(group: Group) -> Figure | None:
                     "showlegend": j == 0,
                     "x": [step for step, _ in points],
                     "y": [loss for _, loss in points],
-                    "line": {"color": _color(i), "width": 2},
+                    "line": {"color": color(i), "width": 2},
                     "hovertemplate": f"step %{{x}}, seed {run.seed}: %{{y:.3f}}",
                 }
             )
@@ -169,7 +168,7 @@ def _by_length(group: Group) -> Figure | None:
                 "y": [100 * value for value in values],
                 "error_y": _bars(values, intervals),
                 "marker": _marker(i, 8),
-                "line": {"color": _color(i), "width": 1.5},
+                "line": {"color": color(i), "width": 1.5},
             }
         )
     layout = {
@@ -194,7 +193,7 @@ def _confidence(group: Group) -> Figure:
             "name": html.escape(row.label),
             "x": [float(x) for x in (edges[:-1] + edges[1:]) / 2],
             "y": [100 * statistics.fmean(values) for values in zip(*map(shares, row.runs), strict=True)],
-            "line": {"color": _color(i), "width": 2, "shape": "hvh"},
+            "line": {"color": color(i), "width": 2, "shape": "hvh"},
         }
         for i, row in enumerate(group.rows)
     ]
@@ -223,12 +222,8 @@ def _bars(values: Sequence[float], intervals: Sequence[Any]) -> dict[str, Any]:
     }
 
 
-def _color(i: int) -> str:
-    return PALETTE[i % len(PALETTE)]
-
-
 def _marker(i: int, size: int) -> dict[str, Any]:
-    return {"color": _color(i), "symbol": SYMBOLS[i % len(SYMBOLS)], "size": size}
+    return {"color": color(i), "symbol": SYMBOLS[i % len(SYMBOLS)], "size": size}
 
 
 def _y(title: str) -> dict[str, Any]:
@@ -243,9 +238,8 @@ _PANEL = {"width": 720, "height": 300, "left": 64, "right": 200, "top": 44, "bot
 def picture(comparison: Comparison) -> str:
     """An SVG of accuracy against training time, a panel a group; it follows light and dark by itself."""
     panels = [_panel(group, i * _PANEL["height"]) for i, group in enumerate(comparison.groups)]
-    environment = Environment(loader=PackageLoader("bakeoff.report", "."), autoescape=True)
     height = max(1, len(panels)) * _PANEL["height"]
-    return environment.get_template("picture.svg.html").render(panels=panels, size=_PANEL, height=height)
+    return svg.render("bakeoff.report", "picture.svg.html", panels=panels, size=_PANEL, height=height)
 
 
 def _panel(group: Group, top: int) -> dict[str, Any]:
@@ -267,7 +261,7 @@ def _panel(group: Group, top: int) -> dict[str, Any]:
     points: list[dict[str, Any]] = [
         {
             "label": row.title,
-            "color": _color(i),
+            "color": color(i),
             "x": x(row.train_seconds),
             "y": y(100 * row.accuracy.value),
             "low": y(100 * row.accuracy.low),
@@ -275,10 +269,7 @@ def _panel(group: Group, top: int) -> dict[str, Any]:
         }
         for i, row in enumerate(group.rows)
     ]
-    next_free = -math.inf
-    for point in sorted(points, key=lambda point: point["y"]):
-        point["label_y"] = next_free = max(point["y"] + 4, next_free)
-        next_free += 15
+    svg.push_apart(points)
     path = [(x(row.train_seconds), y(100 * row.accuracy.value)) for row in front(group.rows, _COSTS[0].of)]
     return {
         "title": f"{group.name}, {group.evaluated}",

@@ -1,0 +1,317 @@
+"""What came of a benchmark: figures, ratios, crossovers, as JSON and as tables. No torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shlex
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bakeoff.comparison.text import markdown_escape
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+SCHEMA = 1
+#: A ratio nearer to 1 than this, in either direction, is not told from noise.
+RESOLVED = 1.2
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One subject in one phase at one length.
+
+    Attributes:
+        subject: its name, unique in a run.
+        attention: the mechanism it computes, with options.
+        peer: the implementation's name; None for ours.
+        phase: `inference` or `training`.
+        length: tokens of the longest row.
+        row_lengths: real tokens of each row.
+        seconds: of one call, a timed round each, in order.
+        median: of `seconds`.
+        flops: of the function for the real tokens; three times the forward's in training.
+        tokens_per_second: real tokens, at the median.
+        flops_per_second: at the median.
+        gemm_share: of the machine's rate at plain matrix products.
+        memory_bytes: most that one call holds beyond what was there before.
+    """
+
+    subject: str
+    attention: str
+    peer: str | None
+    phase: str
+    length: int
+    row_lengths: tuple[int, ...]
+    seconds: tuple[float, ...]
+    median: float
+    flops: float
+    tokens_per_second: float
+    flops_per_second: float
+    gemm_share: float
+    memory_bytes: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Ratio:
+    """How many times as long a peer takes as ours: round by round, then median, least and most."""
+
+    subject: str
+    peer: str
+    same_function: bool
+    phase: str
+    length: int
+    median: float
+    low: float
+    high: float
+    resolved: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Crossover:
+    """From which measured length on a mechanism beats `baseline`; None: at none up to `longest`."""
+
+    subject: str
+    baseline: str
+    phase: str
+    length: int | None
+    longest: int
+
+
+@dataclasses.dataclass(frozen=True)
+class BenchResult:
+    """All that `bench.json` holds; the tables and the picture are made from it alone."""
+
+    created: str
+    command: str
+    environment: Mapping[str, Any]
+    settings: Mapping[str, Any]
+    gemm_flops_per_second: float
+    gate: tuple[str, ...]
+    rows: tuple[Row, ...]
+    ratios: tuple[Ratio, ...]
+    crossovers: tuple[Crossover, ...]
+    schema: int = SCHEMA
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values only."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> BenchResult:
+        """The inverse of `to_dict`."""
+        lists = {"rows": Row, "ratios": Ratio, "crossovers": Crossover}
+        made = {name: tuple(kind(**_tuples(v)) for v in values[name]) for name, kind in lists.items()}
+        return cls(**{**values, **made, "gate": tuple(values["gate"])})
+
+
+def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+
+
+def row(
+    subject: str,
+    attention: str,
+    peer: str | None,
+    phase: str,
+    row_lengths: Sequence[int],
+    seconds: Sequence[float],
+    forward_flops: float,
+    gemm_flops_per_second: float,
+    memory_bytes: int,
+) -> Row:
+    """A row from what was measured."""
+    median = statistics.median(seconds)
+    flops = forward_flops * (3 if phase == "training" else 1)
+    return Row(
+        subject, attention, peer, phase, max(row_lengths), tuple(row_lengths), tuple(seconds), median, flops,
+        sum(row_lengths) / median, flops / median, flops / median / gemm_flops_per_second, memory_bytes,
+    )  # fmt: skip
+
+
+def ratios(rows: Sequence[Row]) -> tuple[Ratio, ...]:
+    """Each peer against ours of the same mechanism, and `sdpa` against every mechanism."""
+    return tuple(
+        _ratio(ours, peer)
+        for ours in rows
+        for peer in rows
+        if ours.peer is None
+        and (peer.peer == "sdpa" or (peer.peer is not None and peer.attention == ours.attention))
+        and (ours.phase, ours.length) == (peer.phase, peer.length)
+    )
+
+
+def _ratio(ours: Row, peer: Row) -> Ratio:
+    values = [theirs / own for theirs, own in zip(peer.seconds, ours.seconds, strict=True)]
+    median = statistics.median(values)
+    return Ratio(
+        subject=ours.subject,
+        peer=str(peer.peer),
+        same_function=peer.attention == ours.attention,
+        phase=ours.phase,
+        length=ours.length,
+        median=median,
+        low=min(values),
+        high=max(values),
+        resolved=max(median, 1 / median) >= RESOLVED,
+    )
+
+
+def crossovers(rows: Sequence[Row]) -> tuple[Crossover, ...]:
+    """For each mechanism of ours and each phase, against `sdpa` where it was run, else against our dense."""
+    baselines = [name for name in ("sdpa", "dense") if any(row.subject == name for row in rows)]
+    if not baselines:
+        return ()
+    found = []
+    for phase in dict.fromkeys(row.phase for row in rows):
+        here = {(row.subject, row.length): row.median for row in rows if row.phase == phase}
+        lengths = sorted({length for _, length in here})
+        for subject in dict.fromkeys(r.subject for r in rows if r.peer is None and r.subject != "dense"):
+            first = None
+            for length in reversed(lengths):
+                if here[subject, length] >= here[baselines[0], length]:
+                    break
+                first = length
+            found.append(Crossover(subject, baselines[0], phase, first, lengths[-1]))
+    return tuple(found)
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """A table of texts, for the terminal and for Markdown."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+def tables(result: BenchResult) -> list[Table]:
+    """Times a phase, then ratios, then crossovers."""
+    made = []
+    for phase in dict.fromkeys(row.phase for row in result.rows):
+        texts = tuple(_row_texts(row) for row in result.rows if row.phase == phase)
+        made.append(Table(f"{phase}, {result.settings['level']} level", _ROW_COLUMNS, texts))
+    if result.ratios:
+        made.append(Table("peer's time / ours", _RATIO_COLUMNS, tuple(map(_ratio_texts, result.ratios))))
+    if result.crossovers:
+        crossings = tuple(
+            (c.subject, c.phase, f"none up to {c.longest:,}" if c.length is None else f"{c.length:,}")
+            for c in result.crossovers
+        )
+        title = f"faster than {result.crossovers[0].baseline} from which length on"
+        made.append(Table(title, ("subject", "phase", "tokens"), crossings))
+    return made
+
+
+_ROW_COLUMNS = (
+    "tokens", "subject", "ms", "least to most", "tokens/s", "GFLOP/s", "of GEMM %", "memory MiB"
+)  # fmt: skip
+_TEXTS = ("subject", "phase", "ours", "peer", "")
+_WIDEST = 200  # columns that no table needs more of
+_RATIO_COLUMNS = ("tokens", "phase", "ours", "peer", "ratio", "least to most", "")
+
+
+def _row_texts(row: Row) -> tuple[str, ...]:
+    return (
+        _tokens(row),
+        row.subject,
+        f"{1000 * row.median:,.2f}",
+        f"{1000 * min(row.seconds):,.2f} to {1000 * max(row.seconds):,.2f}",
+        f"{row.tokens_per_second:,.0f}",
+        f"{row.flops_per_second / 1e9:,.1f}",
+        f"{100 * row.gemm_share:.0f}",
+        f"{row.memory_bytes / 2**20:,.1f}",
+    )
+
+
+def _tokens(row: Row) -> str:
+    """`2 x 512` for equal rows, `512 + 300` for a padded batch."""
+    if len(row.row_lengths) == 1:
+        return f"{row.length:,}"
+    if len(set(row.row_lengths)) == 1:
+        return f"{len(row.row_lengths)} x {row.length:,}"
+    return " + ".join(f"{length:,}" for length in row.row_lengths)
+
+
+def _ratio_texts(ratio: Ratio) -> tuple[str, ...]:
+    remarks = [] if ratio.same_function else ["another function"]
+    remarks += [] if ratio.resolved else ["unresolved"]
+    return (
+        f"{ratio.length:,}",
+        ratio.phase,
+        ratio.subject,
+        ratio.peer,
+        f"{ratio.median:.2f}",
+        f"{ratio.low:.2f} to {ratio.high:.2f}",
+        ", ".join(remarks),
+    )
+
+
+def render_terminal(result: BenchResult, console: Console) -> None:
+    """Print the gate and the tables, every cell whole and none taken for markup."""
+    from rich.console import Console
+    from rich.table import Table as Shown
+    from rich.text import Text
+
+    wide = Console(file=console.file, width=max(console.width, _WIDEST))
+    for line in result.gate:
+        console.print(Text(line, style="dim"), soft_wrap=True)
+    for table in tables(result):
+        shown = Shown(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
+        for column in table.columns:
+            shown.add_column(column, no_wrap=True, justify="left" if column in _TEXTS else "right")
+        for row in table.rows:
+            shown.add_row(*map(Text, row))
+        console.print(Text(f"\n{table.title}", style="bold"))
+        wide.print(shown)
+
+
+def markdown(result: BenchResult, picture: str | None) -> str:
+    """The whole of `bench.md`; `picture` is the file name of the plot beside it, if there is one."""
+    settings, environment = result.settings, result.environment
+    facts = {
+        "Command": f"`{result.command}`",
+        "When": result.created,
+        "Machine": markdown_escape(f"{environment['device']}, {environment['threads']} threads"),
+        "Versions": ", ".join(
+            f"{name} {environment[name]}" for name in ("bakeoff", "python", "torch", "transformers")
+        ),
+        "Samples": f"{settings['repeats']} timed rounds, medians; a ratio under {RESOLVED:g} in either "
+        "direction is marked unresolved",
+        "Plain matrix products": f"{result.gemm_flops_per_second / 1e9:,.1f} GFLOP/s in {settings['dtype']}",
+    }
+    parts = ["# Benchmark", "\n".join(f"- {name}: {text}" for name, text in facts.items())]
+    parts += ["## Gate", "\n".join(f"- {markdown_escape(line)}" for line in result.gate)]
+    for table in tables(result):
+        parts += [f"## {table.title[0].upper()}{table.title[1:]}", _markdown_table(table)]
+    if picture:
+        parts.append(f"![Time and memory against length]({picture})")
+    return "\n\n".join(parts) + "\n"
+
+
+def _markdown_table(table: Table) -> str:
+    lines = [table.columns, tuple("---" for _ in table.columns), *table.rows]
+    return "\n".join(f"| {' | '.join(markdown_escape(cell) for cell in line)} |" for line in lines)
+
+
+def write(result: BenchResult, output_dir: Path) -> list[Path]:
+    """`bench.json`, `bench.md` and, from two lengths on, `bench.svg` into a folder; returns their paths."""
+    from bakeoff.bench.picture import picture
+
+    drawn = picture(result)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    contents = {
+        "bench.json": json.dumps(result.to_dict(), indent=2, ensure_ascii=False) + "\n",
+        "bench.md": markdown(result, "bench.svg" if drawn else None),
+    } | ({"bench.svg": drawn} if drawn else {})
+    for name, text in contents.items():
+        (output_dir / name).write_text(text, encoding="utf-8")
+    return [output_dir / name for name in contents]
+
+
+def command_line(arguments: Sequence[str]) -> str:
+    """The command as one would type it."""
+    return shlex.join(["bakeoff", *arguments])
