@@ -158,6 +158,6 @@ def _compare(
     if not difference <= tolerance * scale:
         raise BakeoffError(
             f"{pair}: the {name} differs by {difference:.2e}, where the largest is {scale:.2e} and "
-            f"{tolerance:.0e} of it is allowed; nothing was timed."
+            f"{tolerance:.0e} of it is allowed; no figure is given."
         )
     return difference / scale if scale else 0.0

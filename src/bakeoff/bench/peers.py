@@ -37,9 +37,21 @@ def _full_rows(model: BakeoffForMaskedLM, row_lengths: Sequence[int]) -> tuple[l
 def _full_blocks(model: BakeoffForMaskedLM, row_lengths: Sequence[int]) -> tuple[list[int], str]:
     mechanism: Any = model.mechanisms()[0]
     size = mechanism.block_size
-    blocks = [-(-length // size) for length in row_lengths]
-    full = [row for row, count in enumerate(blocks) if count == max(blocks)]
+    whole = _whole_blocks(max(row_lengths), size)
+    if whole == _DRAWS_LAST:
+        full, _ = _full_rows(model, row_lengths)
+        return full, "; rows without padding only, as the peer may count the last block twice"
+    full = [row for row, length in enumerate(row_lengths) if _whole_blocks(length, size) == whole]
     return full, "; rows that reach the last block only, as the peer's last global block is else padding"
+
+
+def _whole_blocks(length: int, size: int) -> int:
+    return -(-length // size) * size
+
+
+#: At this padded length transformers' BigBird may draw the last block as a random one, though it is global,
+#: and counts its keys twice. Ours can follow it only where no key of that block is padding.
+_DRAWS_LAST = 1024
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,6 +176,8 @@ def _bigbird_refuses(options: Mapping[str, Any], length: int) -> str | None:
             f"at {length} tokens it turns dense for good; lengths start above {(5 + 2 * drawn) * size} "
             "(5 + 2 num_random_blocks blocks)."
         )
+    if length != _DRAWS_LAST == _whole_blocks(length, size):
+        return f"padded from {length} to {_DRAWS_LAST} tokens it may count a last block with padding twice."
     return None
 
 
@@ -189,7 +203,7 @@ def _peer_blocks(model: BakeoffForMaskedLM, peer: Subject) -> Iterator[None]:
             attended, valid = own(blocks_B, blocks)
             random = drawn[0].shape[-1]
             attended[:, :, 1:-1, -random:] = drawn[0]
-            # At 1024 tokens the peer may draw the last block, which is global, and counts its keys twice.
+            # Every draw counts, also of the last block, which is global (see _DRAWS_LAST).
             valid[:, 1:-1, -random:] = True
             return attended, valid
 

@@ -15,13 +15,13 @@ _PANEL = {"width": 860, "height": 300, "left": 64, "right": 340, "top": 44, "bot
 def picture(result: BenchResult) -> str | None:
     """A panel of time and one of memory for each phase, both axes logarithmic; None for a single length.
 
-    A subject keeps its colour in all panels; peers are dashed, and a dot marks where a mechanism becomes
-    faster than dense for good. It follows light and dark by itself.
+    A mechanism has one colour, its peers' lines are dashed, and a dot marks where it becomes faster than
+    dense for good. It follows light and dark by itself.
     """
     if len({row.length for row in result.rows}) < 2:
         return None
-    subjects = list(dict.fromkeys(row.subject for row in result.rows))
-    colors = {subject: svg.color(i) for i, subject in enumerate(subjects)}
+    attentions = list(dict.fromkeys(row.attention for row in result.rows))
+    colors = {row.subject: svg.color(attentions.index(row.attention)) for row in result.rows}
     crossings = {(c.phase, c.subject): c for c in result.crossovers if c.length is not None}
     panels: list[dict[str, Any]] = []
     for phase in dict.fromkeys(row.phase for row in result.rows):

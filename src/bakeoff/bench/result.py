@@ -275,7 +275,7 @@ def markdown(result: BenchResult, picture: str | None) -> str:
     facts = {
         "Command": f"`{result.command}`",
         "When": result.created,
-        "Machine": markdown_escape(f"{environment['device']}, {environment['threads']} threads"),
+        "Machine": markdown_escape(f"{environment['device']}, threads: {environment['threads']}"),
         "Versions": ", ".join(
             f"{name} {environment[name]}" for name in ("bakeoff", "python", "torch", "transformers")
         ),

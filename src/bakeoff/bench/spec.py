@@ -69,10 +69,10 @@ class BenchSpec:
             for value in values:
                 if value not in known:
                     raise unknown(kind, value, known)
-        for name in ("phases", "lengths", "attentions"):
-            values = getattr(self, name)
-            if not values or len({*map(str, values)}) < len(values):
-                raise BakeoffError(f"{name} is a list of at least one, each once, not {_list(values)!r}.")
+        for name in ("phases", "lengths", "attentions", "against"):
+            given = [str(value) for value in getattr(self, name)]
+            if len({*given}) < len(given) or (not given and name != "against"):
+                raise BakeoffError(f"{name} is a list of at least one, each once, not {','.join(given)!r}.")
         for name in _POSITIVE:
             value = getattr(self, name)
             for number in value if isinstance(value, tuple) else (value,):
@@ -104,7 +104,3 @@ _POSITIVE = (
     "repeats",
     "threads",
 )
-
-
-def _list(values: tuple[Any, ...]) -> str:
-    return ",".join(map(str, values))
