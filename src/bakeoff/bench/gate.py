@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from bakeoff import attention as mechanisms
+from bakeoff.attention.base import real_tokens
 from bakeoff.attention.reference import REFERENCES
 from bakeoff.bench.peers import Peer
 from bakeoff.bench.spec import BenchSpec
@@ -116,7 +117,7 @@ def equal_to_reference(spec: BenchSpec, attention: AttentionSpec) -> str:
     with torch.no_grad():
         for parameter in mechanism.parameters():
             parameter.normal_(std=parameter.shape[-1] ** -0.5)
-    keep_BN = torch.arange(n) < torch.tensor([n, n - n // 3])[:, None]
+    length_B = torch.tensor([n, n - n // 3])
     q, k, v, cotangent = torch.randn(4, 2, 2, n, size).unbind()
     hidden = torch.randn(2, n, 2 * size)
     extra = {"hidden_BNE": hidden} if mechanism.needs_layer_input else {}
@@ -129,9 +130,10 @@ def equal_to_reference(spec: BenchSpec, attention: AttentionSpec) -> str:
         layer_input = {name: named[name] for name in extra}
         if by_reference:
             function = REFERENCES[attention.name]
+            keep_BN = real_tokens(length_B, n)
             out = function(module, *inputs[:3], keep_BN, size**-0.5, **layer_input)
         else:
-            out = module(*inputs[:3], keep_BN.to(device), scaling=size**-0.5, **layer_input)
+            out = module(*inputs[:3], length_B.to(device), scaling=size**-0.5, **layer_input)
         named |= {name: p for name, p in module.named_parameters() if p.dim() == 2}
         gradients = torch.autograd.grad(out, [*named.values()], cotangent.to(device))
         found = {"output": out.detach()} | {

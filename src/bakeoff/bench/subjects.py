@@ -18,6 +18,7 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from bakeoff.bench.spec import BenchSpec
 from bakeoff.encoder import NAME, BakeoffConfig, BakeoffForMaskedLM
+from bakeoff.rows import Packed
 from bakeoff.spec import AttentionSpec
 
 Run = Callable[[Tensor], Tensor]  # hidden states or embeddings to the same shape: (B, N, E)
@@ -77,6 +78,9 @@ class Subject:
         handle.remove()
         args, kwargs = calls[0]
         seen = args.pop(0) if args else kwargs.pop("hidden_states")
+        rows = kwargs.get("rows")
+        if isinstance(rows, Packed):  # ours runs on real tokens alone
+            return lambda hidden_BNE: rows.unpack(project(module(rows.pack(hidden_BNE), *args, **kwargs)[0]))
         length = example_BNE.shape[1]
         extra = seen.shape[1] - length  # some peers pad every input to whole windows or blocks
 
