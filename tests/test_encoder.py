@@ -157,6 +157,36 @@ def test_decoders_and_wrong_masks_are_refused(folders):
 
 
 @pytest.mark.parametrize("family", sorted(encoders.FAMILIES))
+def test_linformer_s_own_projections_of_summaries_change_nothing(folders, family, monkeypatch):
+    """(E x) W + (E 1) b in place of E (x W + b): logits and every gradient, biases included."""
+    from bakeoff.attention.linformer import Linformer
+
+    inputs, results, counts, given = encoders.batch(B=3, N=24), [], [], []
+    for later in (True, False):
+        if not later:
+            monkeypatch.setattr(Linformer, "projects_later", lambda self, n: False)
+        model = load(folders / family, "linformer").double()
+        torch.manual_seed(3)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if name.endswith("bias") or ".bakeoff." in name:
+                    parameter.normal_(std=0.3)
+        given.clear()
+        for mechanism in model.mechanisms():
+            mechanism.register_forward_pre_hook(
+                lambda m, args, kwargs: given.append("key" in kwargs), with_kwargs=True
+            )
+        out = model(**inputs, labels=torch.tensor([0, 1, 1]))
+        out.loss.backward()
+        results.append([out.logits.detach(), *(p.grad for p in model.parameters() if p.grad is not None)])
+        counts.append(sum(given))
+    for ours, plain in zip(*results, strict=True):
+        torch.testing.assert_close(ours, plain, rtol=1e-8, atol=1e-10)
+    rotary = family in ("modernbert", "eurobert")
+    assert counts == [0 if rotary else 3, 0]
+
+
+@pytest.mark.parametrize("family", sorted(encoders.FAMILIES))
 def test_global_attention_mask_reaches_longformer(folders, family):
     model, inputs = load(folders / family, "longformer"), encoders.batch()
     default = model(**inputs).logits

@@ -16,7 +16,7 @@ import copy
 import dataclasses
 import functools
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -246,22 +246,29 @@ def _attend(
     def to_rows(x_BN: Tensor) -> Tensor:
         return x_BN if rows is None else rows.to_rows(x_BN)
 
-    extra: dict[str, Any] = {}
-    if mechanism.needs_layer_input:
-        hidden, rotary = mechanism.layer_input["hidden"], mechanism.layer_input["rotary"]
-        mechanism.layer_input = {}
-        extra = {
-            "hidden_BNE": to_rows(hidden),
-            "rotary": rotary and tuple(to_rows(part.expand(*hidden.shape[:2], -1)) for part in rotary),
-            "global_BN": global_attention_mask
-            if global_attention_mask is None or rows is None
-            else rows.mask_to_rows(global_attention_mask.bool()),
-        }
-    elif global_attention_mask is not None and not isinstance(mechanism, Window):
+    if global_attention_mask is not None and not (
+        mechanism.needs_layer_input or isinstance(mechanism, Window)
+    ):
         raise ValueError(
             f"global_attention_mask is for longformer; {type(mechanism).__name__} has no global tokens."
         )
-    query, key, value = (to_rows(x.transpose(1, 2)).transpose(1, 2) for x in (query, key, value))
+    given, mechanism.layer_input = mechanism.layer_input, {}
+    extra: dict[str, Any] = {}
+    if given:
+        extra["hidden_BNE"] = to_rows(given["hidden"])
+    if mechanism.needs_layer_input:
+        rotary, shape = given["rotary"], given["hidden"].shape[:2]
+        extra["rotary"] = rotary and tuple(to_rows(part.expand(*shape, -1)) for part in rotary)
+        extra["global_BN"] = global_attention_mask
+        if global_attention_mask is not None and rows is not None:
+            extra["global_BN"] = rows.mask_to_rows(global_attention_mask.bool())
+    elif given:
+        extra["key"], extra["value"] = given["projections"]
+    query = to_rows(query.transpose(1, 2)).transpose(1, 2)
+    if "key" in extra:  # what the layer's own projections gave means nothing
+        key = value = query
+    else:
+        key, value = (to_rows(x.transpose(1, 2)).transpose(1, 2) for x in (key, value))
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
@@ -289,6 +296,43 @@ AttentionInterface.register(NAME, _attend)
 AttentionMaskInterface.register(NAME, _two_dimensional_mask)
 AttentionInterface.register(_RECORDER, _record)
 AttentionMaskInterface.register(_RECORDER, _two_dimensional_mask)
+
+
+class _Later(nn.Linear):
+    """A family's projection, which can leave its work to a mechanism that has less of it."""
+
+    waits = False
+
+    @classmethod
+    def of(cls, linear: nn.Linear) -> _Later:
+        """A projection with the parameters of `linear`."""
+        made = cls(linear.in_features, linear.out_features, linear.bias is not None, device="meta")
+        made.weight, made.bias = linear.weight, linear.bias
+        return made
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x Wᵀ + b; or the shape of it, once."""
+        if not self.waits:
+            return super().forward(x)
+        self.waits = False
+        return x.new_zeros(()).expand(*x.shape[:-1], self.out_features)
+
+
+def _project_later(
+    names: Sequence[str], module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> None:
+    """Before a layer whose mechanism may project keys and values itself: let it, if they are as they were.
+
+    Adapters and quantisation put other modules in their places; rotation comes after the projection.
+    """
+    mechanism, projections = getattr(module, NAME), [getattr(module, name) for name in names]
+    hidden, rows = args[0] if args else kwargs["hidden_states"], kwargs.get("rows")
+    n = rows.longest if isinstance(rows, Packed) else hidden.shape[1]
+    plain = all(type(projection) is _Later for projection in projections)
+    if plain and kwargs.get("position_embeddings") is None and mechanism.projects_later(n):
+        mechanism.layer_input = {"hidden": hidden, "projections": projections}
+        for projection in projections:
+            projection.waits = True
 
 
 def _remember_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -379,6 +423,11 @@ class _Bakeoff(PreTrainedModel):
         module.add_module(NAME, mechanism)
         if mechanism.needs_layer_input:
             module.register_forward_pre_hook(_remember_input, with_kwargs=True)
+        names = PROJECTIONS.get(encoder_config.model_type, ())[1:]
+        if mechanism.projects_later(self.max_tokens) and names:
+            for name in names:
+                module.add_module(name, _Later.of(module.get_submodule(name)))
+            module.register_forward_pre_hook(functools.partial(_project_later, names), with_kwargs=True)
 
     def mechanisms(self) -> list[mechanisms.Attention]:
         """The mechanism of each attention layer, in order."""

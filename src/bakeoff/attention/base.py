@@ -49,7 +49,7 @@ class Attention(nn.Module):
     #: True if `forward` takes the layer's input beside q, k and v: `hidden_BNE`, `rotary` and `global_BN`.
     needs_layer_input = False
 
-    #: What `forward` is to receive in the coming call, left here by the bridge if `needs_layer_input`.
+    #: What `forward` is to receive in the coming call, left here by the bridge.
     layer_input: dict[str, Any]
     #: Dropout on the attention probabilities in training; None leaves it to the encoder's own config.
     dropout: float | None = None
@@ -82,6 +82,14 @@ class Attention(nn.Module):
 
     def covers(self, n: int) -> bool:
         """Whether nothing is left out or compressed at `n` tokens, so that it starts as dense attention."""
+        return False
+
+    def projects_later(self, n: int) -> bool:
+        """Whether `forward` had rather project keys and values itself, for fewer than the layer's `n` tokens.
+
+        Where the bridge can, it then gives `hidden_BNE` and the layer's projections, `key` and `value`; k and
+        v have no meaning.
+        """
         return False
 
     def full_flops(self, n: int) -> float:

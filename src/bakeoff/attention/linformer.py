@@ -22,12 +22,16 @@ Peers: `linformer` has no mask and `linformer-pytorch` wants N to equal its inpu
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bakeoff.attention.base import Attention, Layer, bias_from, zero_padding
+from bakeoff.attention.base import Attention, Layer, bias_from, real_tokens, zero_padding
 from bakeoff.errors import BakeoffError
+
+Projection = Callable[[Tensor], Tensor]  # (…, E) to (…, H D)
 
 
 class Linformer(Attention):
@@ -62,8 +66,23 @@ class Linformer(Attention):
         *,
         scaling: float,
         dropout_p: float = 0.0,
+        hidden_BNE: Tensor | None = None,
+        key: Projection | None = None,
+        value: Projection | None = None,
     ) -> Tensor:
-        """Attend; see `Attention.forward`."""
+        """Attend; see `Attention.forward`.
+
+        Args:
+            q_BHND: queries.
+            k_BHND: keys; not read where `key` is given.
+            v_BHND: values; not read where `value` is given.
+            length_B: real tokens of each row.
+            scaling: multiplies q · k.
+            dropout_p: dropout on the attention probabilities.
+            hidden_BNE: the layer's input, for `key` and `value`.
+            key: the layer's key projection, affine in its input.
+            value: its value projection.
+        """
         H, N, K = q_BHND.shape[1], q_BHND.shape[2], self.projected_length
         if self.layer.max_length < N:
             raise BakeoffError(
@@ -72,14 +91,22 @@ class Linformer(Attention):
             )
         means_BKN, tokens_BK = segment_means(length_B, N, K, q_BHND)
 
-        def project(x_BHND: Tensor, learned_KN: Tensor) -> Tensor:
-            projection_BKN = means_BKN + learned_KN[:, :N].to(means_BKN.dtype)
-            # The heads share the projection: one product for all of them, over (H D) columns.
-            x_BNE = zero_padding(x_BHND, length_B).transpose(1, 2).flatten(2)
-            return (projection_BKN @ x_BNE).unflatten(2, (H, -1)).transpose(1, 2)
+        def project(x_BHND: Tensor, learned_KN: Tensor, linear: Projection | None) -> Tensor:
+            sequence_BKN = means_BKN + learned_KN[:, :N].to(means_BKN.dtype)
+            if length_B is not None:
+                sequence_BKN = sequence_BKN * real_tokens(length_B, N)[:, None]
+            if linear is None or hidden_BNE is None:
+                # The heads share the projection: one product for all of them, over (H D) columns.
+                x_BKE = sequence_BKN @ x_BHND.transpose(1, 2).flatten(2)
+            else:
+                # E (x W + b) = (E x) W + (E 1) b: the layer's projection for K tokens instead of N.
+                x_BKE = linear(sequence_BKN @ hidden_BNE)
+                bias_E = linear(hidden_BNE.new_zeros(hidden_BNE.shape[2]))
+                x_BKE = x_BKE + (sequence_BKN.sum(-1, keepdim=True) - 1) * bias_E
+            return x_BKE.unflatten(2, (H, -1)).transpose(1, 2)
 
-        k_BHKD = project(k_BHND, self.key_projection_KN)
-        v_BHKD = project(v_BHND, self.value_projection_KN)
+        k_BHKD = project(k_BHND, self.key_projection_KN, key)
+        v_BHKD = project(v_BHND, self.value_projection_KN, value)
         # A slot stands for as many keys as it has tokens: exp(q · mean) counts that often.
         bias_BK = bias_from(tokens_BK > 0, q_BHND.dtype) + tokens_BK.clamp(min=1).to(q_BHND.dtype).log()
         out = F.scaled_dot_product_attention(
@@ -94,6 +121,10 @@ class Linformer(Attention):
     def covers(self, n: int) -> bool:
         """While n <= K nothing is compressed: dense attention at the start, and no saving."""
         return n <= self.projected_length
+
+    def projects_later(self, n: int) -> bool:
+        """Where there are more tokens than summaries."""
+        return n > self.projected_length
 
 
 def segment_means(length_B: Tensor | None, N: int, segments: int, like: Tensor) -> tuple[Tensor, Tensor]:
