@@ -21,16 +21,20 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from bakeoff.attention.base import (
     Attention,
     Layer,
+    bias_from,
     pad_tokens,
     real_tokens,
     softmax_attention,
     zero_padding,
 )
 from bakeoff.errors import BakeoffError
+
+_GATHERED = 1 << 20  # numbers of keys gathered at a time: 4 MiB in fp32
 
 
 class BigBird(Attention):
@@ -78,24 +82,30 @@ class BigBird(Attention):
         q_BHISD, k_BHISD, v_BHISD = (
             pad_tokens(x, blocks * S - N).unflatten(2, (blocks, S)) for x in (q_BHND, k_BHND, v_BHND)
         )
-        # A block of keys is one contiguous row, so that gathering is a copy of whole rows.
-        first_BH = torch.arange(B * H, device=q_BHND.device).view(B, H, 1, 1) * blocks
-        rows = (first_BH + attended_BHIA).flatten()
-
-        def gather(x_BHISD: Tensor) -> Tensor:
-            """The blocks each block attends to: (B H, blocks, A S, D)."""
-            return x_BHISD.reshape(-1, S * D).index_select(0, rows).view(B * H, blocks, A * S, D)
-
         # Only a row's last block can be part padding, and it appears in its global slot alone, which is the
         # same for every head; so one bias serves all heads.
-        within_BIAS = (
-            attended_BHIA[:, 0, :, :, None] * S + torch.arange(S, device=q_BHND.device)
-        ) < lengths_B[:, None, None, None]
-        allowed = (within_BIAS & valid_BIA[..., None]).reshape(B, 1, blocks, 1, A * S)
-        out = softmax_attention(
-            q_BHISD.flatten(0, 1), gather(k_BHISD), gather(v_BHISD),
-            allowed.expand(B, H, -1, -1, -1).flatten(0, 1), scaling=scaling, dropout_p=dropout_p,
-        ).unflatten(0, (B, H))  # fmt: skip
+        places_BIAS = attended_BHIA[:, 0, :, :, None] * S + torch.arange(S, device=q_BHND.device)
+        within_BIAS = (places_BIAS < lengths_B[:, None, None, None]) & valid_BIA[..., None]
+        bias_BHIK = bias_from(within_BIAS.flatten(2), q_BHND.dtype)[:, None].expand(-1, H, -1, -1)
+
+        # A few heads at a time, so that what is gathered stays in the processor's cache. A block of keys is
+        # one contiguous row there, and gathering copies whole rows.
+        size = max(1, _GATHERED // (blocks * A * S * D))
+        heads = (x.flatten(0, 1).split(size) for x in (q_BHISD, k_BHISD, v_BHISD, attended_BHIA, bias_BHIK))
+        outs = []
+        for q, k, v, attended, bias in zip(*heads, strict=True):
+            first = torch.arange(len(k), device=k.device)[:, None, None] * blocks
+            rows = (first + attended).flatten()
+            k_near, v_near = (
+                x.reshape(-1, S * D).index_select(0, rows).view(-1, 1, A * S, D) for x in (k, v)
+            )
+            outs.append(
+                F.scaled_dot_product_attention(
+                    q.flatten(0, 1)[:, None], k_near, v_near, bias.flatten(0, 1)[:, None, None],
+                    dropout_p=dropout_p, scale=scaling,
+                )
+            )  # fmt: skip
+        out = torch.cat(outs).view(B, H, blocks, S, D)
 
         # The two global blocks attend to the whole row.
         ends_BT = torch.stack((torch.zeros_like(blocks_B), (blocks_B - 1).clamp(min=0)), dim=1)
