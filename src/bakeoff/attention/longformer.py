@@ -259,7 +259,7 @@ def window_attention(
     if length_B is not None:
         real_BN = real_tokens(length_B, N)
     global_BN = torch.zeros_like(real_BN).scatter(1, index_BG, present_BG)
-    block = 128 if radius >= 256 else 64 if radius >= 64 else 32
+    block = 64 if radius >= 64 else 32
     if block + 2 * radius >= N:
         # One block reaches every key: the same function as a masked dense attention, without the copies.
         allowed = None if length_B is None else real_BN[:, None, None, :]
