@@ -19,10 +19,14 @@ batch, and no generator is touched. Blocks are counted from the first real token
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.attention.flex_attention import BlockMask
 
+from bakeoff.attention import flex
 from bakeoff.attention.base import (
     Attention,
     Layer,
@@ -74,6 +78,9 @@ class BigBird(Attention):
             return zero_padding(out, length_B)
         S = self.block_size
         blocks = -(-N // S)
+        if flex.applies(q_BHND, dropout_p):
+            mask = _mask(self.attended_blocks, S, B, N, length_B, q_BHND.device)
+            return zero_padding(flex.attend(q_BHND, k_BHND, v_BHND, mask, scaling=scaling), length_B)
         lengths_B = torch.full((B,), N, device=q_BHND.device) if length_B is None else length_B
         blocks_B = (lengths_B + S - 1) // S
         attended_BHIA, valid_BIA = self.attended_blocks(blocks_B, blocks)
@@ -162,6 +169,39 @@ class BigBird(Attention):
     def covers(self, n: int) -> bool:
         """With 4 + R blocks or fewer, fixed and random blocks are all blocks."""
         return -(-n // self.block_size) <= 4 + self.num_random_blocks
+
+
+@flex.cached
+def _mask(
+    attended_blocks: Callable[[Tensor, int], tuple[Tensor, Tensor]],
+    S: int,
+    B: int,
+    N: int,
+    length_B: Tensor | None,
+    device: torch.device,
+) -> BlockMask:
+    """The pattern of a layer for `flex`."""
+    blocks = -(-N // S)
+    length_B = torch.full((B,), N, device=device) if length_B is None else length_B
+    attended_BHIA, valid_BIA = attended_blocks((length_B + S - 1) // S, blocks)
+    block = torch.arange(blocks, device=device)
+    is_end_BI = (block == 0) | (block == (length_B[:, None] - 1) // S)
+    # A slot that does not count writes what the first one does: block 0, which all attend to.
+    counted_BHIA = attended_BHIA.where(valid_BIA[:, None], 0)
+    pattern_BHIJ = torch.zeros(*attended_BHIA.shape[:3], blocks, dtype=torch.bool, device=device)
+    pattern_BHIJ = pattern_BHIJ.scatter(3, counted_BHIA, True) | is_end_BI[:, None, :, None]
+
+    def allowed(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        return pattern_BHIJ[b, h, i // S, j // S] & (j < length_B[b])
+
+    # The kernel's blocks are others than the pattern's: what one of them overlaps decides.
+    kernel = torch.arange(-(-N // flex.BLOCK), device=device)[:, None]
+    overlaps = ((block * S < (kernel + 1) * flex.BLOCK) & ((block + 1) * S > kernel * flex.BLOCK)).float()
+    touched, left_out = (overlaps @ p.float() @ overlaps.mT > 0 for p in (pattern_BHIJ, ~pattern_BHIJ))
+    real_BJ = kernel[:, 0] * flex.BLOCK < length_B[:, None]
+    full_BJ = (kernel[:, 0] + 1) * flex.BLOCK <= length_B[:, None]
+    whole = ~left_out & full_BJ[:, None, None]
+    return flex.block_mask(allowed, touched & real_BJ[:, None, None], whole, N)
 
 
 def _hash(seed: int, layer: int, heads: int, blocks: int, device: torch.device) -> Tensor:

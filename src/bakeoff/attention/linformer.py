@@ -83,16 +83,17 @@ class Linformer(Attention):
             key: the layer's key projection, affine in its input.
             value: its value projection.
         """
-        H, N, K = q_BHND.shape[1], q_BHND.shape[2], self.projected_length
+        H, N = q_BHND.shape[1], q_BHND.shape[2]
         if self.layer.max_length < N:
             raise BakeoffError(
                 f"linformer: {N} tokens, but its projections hold {self.layer.max_length}; "
                 "convert the encoder with a larger max_length."
             )
-        means_BKN, tokens_BK = segment_means(length_B, N, K, q_BHND)
+        means_BKN, tokens_BK = segment_means(length_B, N, self.projected_length, q_BHND)
+        K = tokens_BK.shape[1]
 
         def project(x_BHND: Tensor, learned_KN: Tensor, linear: Projection | None) -> Tensor:
-            sequence_BKN = means_BKN + learned_KN[:, :N].to(means_BKN.dtype)
+            sequence_BKN = means_BKN + learned_KN[:K, :N].to(means_BKN.dtype)
             if length_B is not None:
                 sequence_BKN = sequence_BKN * real_tokens(length_B, N)[:, None]
             if linear is None or hidden_BNE is None:
@@ -107,10 +108,13 @@ class Linformer(Attention):
 
         k_BHKD = project(k_BHND, self.key_projection_KN, key)
         v_BHKD = project(v_BHND, self.value_projection_KN, value)
-        # A slot stands for as many keys as it has tokens: exp(q · mean) counts that often.
-        bias_BK = bias_from(tokens_BK > 0, q_BHND.dtype) + tokens_BK.clamp(min=1).to(q_BHND.dtype).log()
+        bias = None
+        if length_B is not None or N % K:
+            # A slot stands for as many keys as it has tokens: exp(q · mean) counts that often.
+            counts_BK = tokens_BK.clamp(min=1).to(q_BHND.dtype).log()
+            bias = (bias_from(tokens_BK > 0, q_BHND.dtype) + counts_BK)[:, None, None, :]
         out = F.scaled_dot_product_attention(
-            q_BHND, k_BHKD, v_BHKD, attn_mask=bias_BK[:, None, None, :], dropout_p=dropout_p, scale=scaling
+            q_BHND, k_BHKD, v_BHKD, attn_mask=bias, dropout_p=dropout_p, scale=scaling
         )
         return zero_padding(out, length_B)
 
@@ -131,15 +135,15 @@ def segment_means(length_B: Tensor | None, N: int, segments: int, like: Tensor) 
     """Rows that take the mean of each of `segments` parts of a row's real tokens, as equal as can be.
 
     Returns:
-        (B, segments, N) of the type of `like`, the identity on rows no longer than `segments`; and the tokens
-        of each part, (B, segments). B is 1 where nothing is padded.
+        (B, K, N) of the type of `like`, with K = min(segments, N), the identity on rows no longer than
+        `segments`; and the tokens of each part, (B, K). B is 1 where nothing is padded.
     """
     place_N = torch.arange(N, device=like.device)
     length_B1 = place_N.new_full((1, 1), N) if length_B is None else length_B[:, None]
     slot_BN = torch.where(length_B1 <= segments, place_N, place_N * segments // length_B1.clamp(min=1))
     real_BN = place_N < length_B1
     slot_BN = slot_BN.where(real_BN, 0)
-    tokens_BK = slot_BN.new_zeros(len(slot_BN), segments).scatter_add_(1, slot_BN, real_BN.long())
+    tokens_BK = slot_BN.new_zeros(len(slot_BN), min(segments, N)).scatter_add_(1, slot_BN, real_BN.long())
     share_BN = tokens_BK.gather(1, slot_BN).clamp(min=1).to(like.dtype).reciprocal().where(real_BN, 0.0)
-    means_BKN = share_BN.new_zeros(len(slot_BN), segments, N)
+    means_BKN = share_BN.new_zeros(*tokens_BK.shape, N)
     return means_BKN.scatter_(1, slot_BN[:, None], share_BN[:, None]), tokens_BK

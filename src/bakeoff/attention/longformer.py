@@ -25,7 +25,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention.flex_attention import BlockMask
 
+from bakeoff.attention import flex
 from bakeoff.attention.base import (
     Attention,
     Layer,
@@ -97,31 +99,25 @@ class Longformer(Attention):
         """
         B, _, N, _ = q_BHND.shape
         if global_BN is None:
-            index_BG = torch.arange(min(self.global_tokens, N), device=q_BHND.device).expand(B, -1)
-            present_BG = torch.ones_like(index_BG, dtype=torch.bool)
+            count = min(self.global_tokens, N)
         else:
-            global_BN = global_BN.bool()
-            count = int(
-                (global_BN if length_B is None else global_BN & real_tokens(length_B, N)).sum(1).max()
-            )
-            index_BG = torch.argsort(~global_BN, dim=1, stable=True)[:, :count]
-            present_BG = global_BN.gather(1, index_BG)
-        if length_B is not None:
-            present_BG = present_BG & (index_BG < length_B[:, None])
+            global_BN = global_BN.bool() if length_B is None else global_BN.bool() & real_tokens(length_B, N)
+            count = int(global_BN.sum(1).max())
         out = window_attention(
-            q_BHND, k_BHND, v_BHND, length_B, self.radius, index_BG, present_BG,
+            q_BHND, k_BHND, v_BHND, length_B, self.radius, count, global_BN,
             scaling=scaling, dropout_p=dropout_p,
         )  # fmt: skip
-        if not index_BG.shape[1]:
+        if not count:
             return zero_padding(out, length_B)
 
+        index_BG, present_BG = global_places(B, count, global_BN, length_B, q_BHND.device)
         allowed = None if length_B is None else real_tokens(length_B, N)[:, None, None, :]
         if not self.separate_global:
             q_g = take_tokens(q_BHND, index_BG)
             out_BHGD = softmax_attention(q_g, k_BHND, v_BHND, allowed, scaling=scaling, dropout_p=dropout_p)
         elif hidden_BNE is None:
             raise ValueError("longformer with separate global projections needs the layer's input.")
-        elif rotary is None and not dropout_p and index_BG.shape[1] <= self.layer.head_dim:
+        elif rotary is None and not dropout_p and count <= self.layer.head_dim:
             out_BHGD = self._attend_unprojected(hidden_BNE, index_BG, allowed, scaling)
         else:
             q_g, k_g, v_g = self._project(hidden_BNE, index_BG, rotary)
@@ -214,11 +210,9 @@ class Window(Attention):
         dropout_p: float = 0.0,
     ) -> Tensor:
         """Attend; see `Attention.forward`."""
-        none_BG = torch.zeros(len(q_BHND), 0, dtype=torch.long, device=q_BHND.device)
         out = window_attention(
-            q_BHND, k_BHND, v_BHND, length_B, self.radius, none_BG, none_BG.bool(),
-            scaling=scaling, dropout_p=dropout_p,
-        )  # fmt: skip
+            q_BHND, k_BHND, v_BHND, length_B, self.radius, scaling=scaling, dropout_p=dropout_p
+        )
         return zero_padding(out, length_B)
 
     def flops(self, n: int) -> float:
@@ -237,37 +231,53 @@ def rotate(x_BHND: Tensor, cos_BND: Tensor, sin_BND: Tensor) -> Tensor:
     return (x_BHND * cos_BND[:, None] + turned * sin_BND[:, None]).to(x_BHND.dtype)
 
 
+def global_places(
+    B: int, count: int, global_BN: Tensor | None, length_B: Tensor | None, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Where each row's global tokens are, (B, G), and which of those places count.
+
+    The first `count` tokens, or where `global_BN` is True: real tokens, at most `count` a row.
+    """
+    if global_BN is not None:
+        index_BG = torch.argsort(~global_BN, dim=1, stable=True)[:, :count]
+        return index_BG, global_BN.gather(1, index_BG)
+    index_BG = torch.arange(count, device=device).expand(B, -1)
+    present_BG = torch.ones_like(index_BG, dtype=torch.bool)
+    return index_BG, present_BG if length_B is None else index_BG < length_B[:, None]
+
+
 def window_attention(
     q_BHND: Tensor,
     k_BHND: Tensor,
     v_BHND: Tensor,
     length_B: Tensor | None,
     radius: int,
-    index_BG: Tensor,
-    present_BG: Tensor,
+    count: int = 0,
+    global_BN: Tensor | None = None,
     *,
     scaling: float,
     dropout_p: float,
 ) -> Tensor:
-    """Attend to |i - j| <= radius, and to the tokens `index_BG` (where `present_BG`) wherever they are.
+    """Attend to |i - j| <= radius, and to the global tokens wherever they are; see `global_places`.
 
     Returns (B, H, N, D); rows at padding are finite and without meaning.
     """
     B, _, N, _ = q_BHND.shape
     device = q_BHND.device
-    real_BN = torch.ones(B, N, dtype=torch.bool, device=device)
-    if length_B is not None:
-        real_BN = real_tokens(length_B, N)
-    global_BN = torch.zeros_like(real_BN).scatter(1, index_BG, present_BG)
     block = 64 if radius >= 64 else 32
     if block + 2 * radius >= N:
         # One block reaches every key: the same function as a masked dense attention, without the copies.
-        allowed = None if length_B is None else real_BN[:, None, None, :]
-        if radius < N - 1:
+        allowed = None
+        if length_B is not None or radius < N - 1:
+            real_BN, is_global_BN = _marked(B, N, count, global_BN, length_B, device)
             place = torch.arange(N, device=device)
             near = (place[:, None] - place).abs() <= radius
-            allowed = (near | global_BN[:, None, None, :]) & real_BN[:, None, None, :]
+            allowed = (near | is_global_BN[:, None, None, :]) & real_BN[:, None, None, :]
         return softmax_attention(q_BHND, k_BHND, v_BHND, allowed, scaling=scaling, dropout_p=dropout_p)
+
+    if flex.applies(q_BHND, dropout_p):
+        mask = _window_mask(B, N, radius, count, global_BN, length_B, device)
+        return flex.attend(q_BHND, k_BHND, v_BHND, mask, scaling=scaling)
 
     # T blocks of the whole batch stand one after another; those that are all padding are left out.
     blocks = -(-N // block)
@@ -284,9 +294,11 @@ def window_attention(
         return x_T if everything else x_T[which_T]
 
     q_TSHD, k_TSHD, v_TSHD = (in_blocks(x.transpose(1, 2)) for x in (q_BHND, k_BHND, v_BHND))
+    real_BN, is_global_BN = _marked(B, N, count, global_BN, length_B, device)
+    index_BG, present_BG = global_places(B, count, global_BN, length_B, device)
     k_TGHD, v_TGHD = (take_tokens(x, index_BG).transpose(1, 2)[row_T] for x in (k_BHND, v_BHND))
     side = -(-radius // block)  # blocks of keys that a block of queries reaches on either side
-    near_TCS, present_TCG = _reachable(in_blocks(real_BN & ~global_BN), present_BG[row_T], row_T, side)
+    near_TCS, present_TCG = _reachable(in_blocks(real_BN & ~is_global_BN), present_BG[row_T], row_T, side)
     place = torch.arange(block, device=device)
     chunk = torch.arange(-side, side + 1, device=device)
     band_SCS = (chunk[:, None] * block + place - place[:, None, None]).abs() <= radius
@@ -311,6 +323,44 @@ def window_attention(
     if not everything:
         out = out.new_zeros(B * blocks, *out.shape[1:]).index_copy(0, which_T, out)
     return out.unflatten(0, (B, blocks)).flatten(1, 2)[:, :N].transpose(1, 2)
+
+
+def _marked(
+    B: int, N: int, count: int, global_BN: Tensor | None, length_B: Tensor | None, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """True at real tokens, and at global ones: (B, N) each."""
+    everyone = torch.ones(B, N, dtype=torch.bool, device=device)
+    real_BN = everyone if length_B is None else real_tokens(length_B, N)
+    if global_BN is None:
+        global_BN = (torch.arange(N, device=device) < count) & real_BN
+    return real_BN, global_BN
+
+
+@flex.cached
+def _window_mask(
+    B: int,
+    N: int,
+    radius: int,
+    count: int,
+    global_BN: Tensor | None,
+    length_B: Tensor | None,
+    device: torch.device,
+) -> BlockMask:
+    """The pattern for `flex`."""
+    real_BN, is_global_BN = _marked(B, N, count, global_BN, length_B, device)
+    blocks, S = -(-N // flex.BLOCK), flex.BLOCK
+    block = torch.arange(blocks, device=device)
+    apart = (block[:, None] - block).abs()  # the nearest tokens of two blocks are (apart - 1) S + 1 apart
+    real_BJS, global_BJS = (
+        F.pad(x, (0, blocks * S - N)).unflatten(1, (blocks, S)) for x in (real_BN, is_global_BN)
+    )
+    touched = (((apart - 1) * S < radius) | global_BJS.any(-1)[:, None]) & real_BJS.any(-1)[:, None]
+    whole = ((apart + 1) * S - 1 <= radius) & real_BJS.all(-1)[:, None]
+
+    def allowed(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        return (((i - j).abs() <= radius) | is_global_BN[b, j]) & real_BN[b, j]
+
+    return flex.block_mask(allowed, touched[:, None], whole[:, None], N)
 
 
 def _reachable(local_TS: Tensor, present_TG: Tensor, row_T: Tensor, side: int) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,75 @@
+"""Block-sparse attention on a GPU: one kernel that visits only the blocks of keys that a pattern touches.
+
+PyTorch's flex_attention (Dong et al., 2024, "Flex Attention", https://arxiv.org/abs/2412.05496). A pattern is
+said twice: which blocks it touches, wholly or in part, and for single tokens `allowed(b, h, i, j)`, which the
+kernel asks where a block is touched in part. The tables of blocks are (N / 128)² and all that is not linear.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
+
+BLOCK = 128  # what the kernel's tiles divide, whatever the head size
+
+Allowed = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+
+
+def applies(q_BHND: Tensor, dropout_p: float) -> bool:
+    """Whether the kernel can be used: on a GPU, dropping no probabilities, in heads of 16 or more."""
+    return q_BHND.is_cuda and not dropout_p and q_BHND.shape[-1] >= 16
+
+
+def block_mask(allowed: Allowed, touched_BHIJ: Tensor, whole_BHIJ: Tensor, N: int) -> BlockMask:
+    """A pattern over N tokens.
+
+    Args:
+        allowed: for indices of row, head, query and key, whether the query may see the key.
+        touched_BHIJ: which blocks of keys J hold anything for which blocks of queries I; H is 1 where heads
+            are alike.
+        whole_BHIJ: which are allowed in every place.
+        N: tokens; the last block may be short.
+    """
+    return BlockMask.from_kv_blocks(
+        *_listed(touched_BHIJ & ~whole_BHIJ),
+        *_listed(touched_BHIJ & whole_BHIJ),
+        BLOCK_SIZE=BLOCK,
+        mask_mod=allowed,
+        seq_lengths=(N, N),
+    )
+
+
+def attend(q_BHND: Tensor, k_BHND: Tensor, v_BHND: Tensor, mask: BlockMask, *, scaling: float) -> Tensor:
+    """Softmax attention in a pattern: (B, H, N, D). A row that may see nothing is zero."""
+    if torch.compiler.is_compiling():
+        return flex_attention(q_BHND, k_BHND, v_BHND, block_mask=mask, scale=scaling)
+    return _compiled()(q_BHND, k_BHND, v_BHND, block_mask=mask, scale=scaling)
+
+
+def cached(build: Callable[..., BlockMask]) -> Callable[..., BlockMask]:
+    """Remember a pattern for the layers of a forward pass, which give the same sizes and the same tensors."""
+    kept = functools.lru_cache(maxsize=16)(build)
+
+    def get(*arguments: Any) -> BlockMask:
+        if torch.compiler.is_compiling():
+            return build(*arguments)
+        with torch.inference_mode(False):  # it may be used again where gradients are wanted
+            return kept(*arguments)
+
+    return get
+
+
+def _listed(blocks_BHIJ: Tensor) -> tuple[Tensor, Tensor]:
+    """How many blocks are True in each row, and which, those first."""
+    order = torch.argsort(blocks_BHIJ.int(), dim=-1, descending=True, stable=True)
+    return blocks_BHIJ.sum(-1, dtype=torch.int32), order.int()
+
+
+@functools.cache
+def _compiled() -> Callable[..., Any]:
+    return torch.compile(flex_attention, dynamic=True)

@@ -1,0 +1,104 @@
+"""The GPU's kernel: its patterns against the references here, the kernel itself where there is a GPU."""
+
+import pytest
+import torch
+
+from bakeoff.attention import Layer, build, flex
+from bakeoff.attention.base import real_tokens
+from bakeoff.attention.reference import REFERENCES
+
+H, D = 2, 16
+SPARSE = {
+    "longformer": {"window": 300, "global_tokens": 2},
+    "bigbird": {"block_size": 48, "num_random_blocks": 1},
+}
+
+
+def make(name, N, device="cpu", dtype=torch.float32, **options):
+    torch.manual_seed(0)
+    layer = Layer(0, H, H, D, H * D, N)
+    return build(name, layer, SPARSE.get(name, {}) | options).to(device, dtype).eval()
+
+
+def inputs(B, N, device="cpu", dtype=torch.float32):
+    generator = torch.Generator().manual_seed(0)
+    heads = [torch.randn(B, H, N, D, generator=generator) for _ in range(3)]
+    return [x.to(device, dtype) for x in (*heads, torch.randn(B, N, H * D, generator=generator))]
+
+
+def call(attention, q, k, v, hidden, length):
+    extra = {"hidden_BNE": hidden} if attention.needs_layer_input else {}
+    return attention(q, k, v, length, scaling=D**-0.5, **extra)
+
+
+def expected(name, attention, q, k, v, hidden, length):
+    extra = {"hidden_BNE": hidden} if attention.needs_layer_input else {}
+    full = torch.full((len(q),), q.shape[2], device=q.device)
+    keep_BN = real_tokens(full if length is None else length, q.shape[2])
+    return REFERENCES[name](attention, q, k, v, keep_BN, D**-0.5, **extra)
+
+
+@pytest.mark.parametrize("is_padded", [False, True])
+@pytest.mark.parametrize("name", sorted(SPARSE))
+def test_patterns_by_tokens_and_by_blocks_are_the_references(name, is_padded, monkeypatch):
+    """Eager flex_attention asks `allowed` for every pair, and reads no table of blocks: those must agree."""
+    N = 700
+    attention, x = make(name, N), inputs(2, N)
+    length = torch.tensor([N, 333]) if is_padded else None
+    wanted = expected(name, attention, *x, length)
+    masks = []
+    block_mask = flex.block_mask
+    monkeypatch.setattr(flex, "applies", lambda q, dropout_p: True)
+    monkeypatch.setattr(flex, "block_mask", lambda *args: masks.append(args) or block_mask(*args))
+    monkeypatch.setattr(flex, "_compiled", lambda: torch.nn.attention.flex_attention.flex_attention)
+    with torch.no_grad():
+        torch.testing.assert_close(call(attention, *x, length), wanted, rtol=1e-4, atol=1e-5)
+    allowed, touched, whole, _ = masks[0]
+    assert not touched.all()  # something is skipped
+    assert (whole & touched).any() or name == "bigbird"
+    # A block that is not touched holds nothing, one that is whole holds everything.
+    b, h, i, j = torch.meshgrid(*(torch.arange(n) for n in (2, H, N, N)), indexing="ij")
+    pattern = allowed(b, h, i, j)
+    for row in range(touched.shape[2]):
+        for column in range(touched.shape[3]):
+            first, second = row * flex.BLOCK, column * flex.BLOCK
+            tile = pattern[:, :, first : first + flex.BLOCK, second : second + flex.BLOCK].flatten(2)
+            assert not (tile.any(-1) & ~touched[..., row, column]).any()
+            assert not (whole[..., row, column] & touched[..., row, column] & ~tile.all(-1)).any()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("is_padded", [False, True])
+@pytest.mark.parametrize("name", sorted(REFERENCES))
+def test_on_a_gpu_equals_the_reference_forward_and_every_gradient(name, is_padded, dtype):
+    N = 1000
+    length = torch.tensor([N, 333], device="cuda") if is_padded else None
+    results = []
+    for kind in (torch.float64, dtype):
+        attention = make(name, N, "cuda", kind)
+        leaves = [x.requires_grad_() for x in inputs(2, N, "cuda", kind)]
+        function = (lambda *a: expected(name, *a)) if kind == torch.float64 else call
+        out = function(attention, *leaves, length)
+        weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(out)
+        (out * weight).sum().backward()
+        results.append([out, *(x.grad for x in leaves if x.grad is not None)])
+    for wanted, actual in zip(*results, strict=True):
+        limit = 2e-2 if dtype == torch.bfloat16 else 5e-3  # fp32 products may run as TF32
+        assert (actual.double() - wanted).abs().max() <= limit * wanted.abs().max()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("name", sorted(SPARSE))
+def test_a_gpu_makes_no_quadratic_tensor(name):
+    sizes = []
+    for N in (4096, 8192):
+        attention = make(name, N, "cuda", torch.bfloat16)
+        x = inputs(1, N, "cuda", torch.bfloat16)
+        with torch.no_grad():
+            call(attention, *x, None)
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+            call(attention, *x, None)
+        sizes.append(torch.cuda.max_memory_allocated() - before)
+    assert sizes[1] < 2.5 * sizes[0]
