@@ -19,6 +19,9 @@ There are no attention probabilities to drop: dropout applies to the output.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -82,7 +85,7 @@ class Performer(Attention):
                 exponent_BHN = exponent_BHN.masked_fill(padding, torch.finfo(wide).min / 2)
                 k, v_and_one = (x.masked_fill(padding[..., None], 0.0) for x in (k, v_and_one))
             projection_HDM = (self.projection_HMD.to(wide) * scaling**0.5).mT
-            size = max(1, _CHUNK // (q.shape[0] * q.shape[1] * self.num_features))
+            size = N if q.is_cuda else max(1, _CHUNK // (q.shape[0] * q.shape[1] * self.num_features))
             summed_BHMD = _sum(k, v_and_one, exponent_BHN, projection_HDM, size)
             every = EPSILON * summed_BHMD.sum(-2, keepdim=True)
             outs = []
@@ -122,9 +125,22 @@ def _sum(
 
 
 def _exponential(x_BHNM: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """exp(x - max over dims), in place, and that maximum."""
+    """exp(x - max over dims), which may take the place of x, and that maximum."""
+    if x_BHNM.is_cuda and not torch.compiler.is_compiling():
+        return _fused()(x_BHNM, dims)
     top = x_BHNM.detach().amax(dims, keepdim=True)
     return x_BHNM.sub_(top).exp_(), top
+
+
+@functools.cache
+def _fused() -> Callable[[Tensor, tuple[int, ...]], tuple[Tensor, Tensor]]:
+    """`_exponential` as one kernel, for a GPU."""
+
+    def exponential(x_BHNM: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        top = x_BHNM.detach().amax(dims, keepdim=True)
+        return (x_BHNM - top).exp(), top
+
+    return torch.compile(exponential, dynamic=True)
 
 
 def _orthogonal(rows: int, dim: int, generator: torch.Generator) -> Tensor:
