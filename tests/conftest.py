@@ -18,3 +18,13 @@ def data_dir() -> Path:
     if not (path / "sst2" / "train.parquet").is_file():
         pytest.skip("no mirror of the real tasks: set BAKEOFF_DATA_DIR")
     return path
+
+
+@pytest.fixture(autouse=True)
+def sparse_at_short_lengths(monkeypatch, request) -> None:
+    """Windows are computed as windows, however short the sequence, unless a test is marked otherwise."""
+    if not request.node.get_closest_marker("dense_rule"):
+        from bakeoff.attention import longformer
+
+        monkeypatch.setattr(longformer, "DENSE_UP_TO", 0)
+        monkeypatch.setattr(longformer, "DENSE_WINDOWS", 0)

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from bakeoff.attention import ATTENTIONS, Layer, build, options_of, resolve_options
+from bakeoff.attention import ATTENTIONS, Layer, build, longformer, options_of, resolve_options
 from bakeoff.attention.base import real_tokens
 from bakeoff.attention.reference import REFERENCES
 from bakeoff.errors import BakeoffError
@@ -199,13 +199,37 @@ def test_degenerate_cases_are_dense(name, length):
     close(attend(attention, *x, length), attend(make("dense"), *x, length))
 
 
-@pytest.mark.parametrize("name", ["longformer", "bigbird"])
-def test_the_dense_rule_does_not_change_the_function(name):
-    """Just below and above the length at which a pattern is computed densely, reference equality holds."""
-    attention = make(name)
-    for N in range(20, 46):
+def test_bigbird_s_dense_rule_does_not_change_the_function():
+    """Just below and above the length at which a pattern covers all, reference equality holds."""
+    attention = make("bigbird")
+    for N in range(12, 32):
         x = inputs(1, N)
-        close(attend(attention, *x), expected(name, attention, *x))
+        close(attend(attention, *x), expected("bigbird", attention, *x))
+
+
+@pytest.mark.dense_rule
+@pytest.mark.parametrize("marks", [None, "scattered"])
+def test_longformer_s_dense_rule_does_not_change_the_function(marks, monkeypatch):
+    """Computed densely and as windows: the same outputs and gradients, padded, in masks and row by row."""
+    attention, N = make("longformer"), 300
+    length = torch.tensor([N, 290, 40, 0])
+    global_BN = None
+    if marks:
+        global_BN = torch.zeros(4, N, dtype=torch.bool)
+        global_BN[torch.tensor([0, 0, 1, 2]), torch.tensor([5, 299, 0, 30])] = True
+    results = []
+    for rule in (longformer.DENSE_UP_TO, 0):
+        monkeypatch.setattr(longformer, "DENSE_UP_TO", rule)
+        leaves = [x.requires_grad_() for x in inputs(4, N)]
+        out = attend(attention, *leaves, length, global_BN=global_BN)
+        out.square().sum().backward()
+        results.append([out.detach(), *(x.grad for x in leaves)])
+    for dense, windows in zip(*results, strict=True):
+        close(dense, windows)
+    for n in (20, 200):  # one mask for the batch below, row by row above
+        x, length = inputs(2, n), torch.tensor([n, n - 7])
+        monkeypatch.setattr(longformer, "DENSE_UP_TO", 512)
+        close(attend(attention, *x, length), expected("longformer", attention, *x, length))
 
 
 def test_dense_takes_long_rows_one_at_a_time():

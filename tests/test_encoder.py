@@ -104,6 +104,7 @@ print(json.dumps(out))
 """
 
 
+@pytest.mark.dense_rule
 def test_exact_round_trip_in_a_fresh_process(folders, tmp_path):
     """Every family and mechanism, after training moved all weights, saved and loaded elsewhere."""
     inputs, wanted = encoders.batch(B=2, N=16), {}

@@ -22,11 +22,15 @@ The contract, tested for every mechanism:
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+_BY_ROW = 256  # tokens from which on a call a row costs less on a CPU than attending to and from padding
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,10 +104,10 @@ class Attention(nn.Module):
 def bias_from(allowed: Tensor, dtype: torch.dtype) -> Tensor:
     """An additive bias: 0 where allowed, else so low that the weight is exactly 0.
 
-    Finite, so that a row with nothing allowed gives a finite mean instead of NaN; halved, so that adding
-    a score cannot overflow to infinity.
+    Finite, so that a row with nothing allowed gives a finite mean instead of NaN; a quarter of the lowest
+    number, so that adding a score, or another bias, cannot overflow to infinity.
     """
-    return torch.zeros_like(allowed, dtype=dtype).masked_fill_(~allowed, torch.finfo(dtype).min / 2)
+    return torch.zeros_like(allowed, dtype=dtype).masked_fill_(~allowed, torch.finfo(dtype).min / 4)
 
 
 def real_tokens(length_B: Tensor, N: int) -> Tensor:
@@ -134,6 +138,33 @@ def softmax_attention(
     )
 
 
+def row_attention(
+    q_BHND: Tensor,
+    k_BHND: Tensor,
+    v_BHND: Tensor,
+    length_B: Tensor | None,
+    bias_BNN: Tensor | None = None,
+    *,
+    scaling: float,
+    dropout_p: float,
+) -> Tensor:
+    """Softmax attention over each row's real tokens, zero at padding; `bias_BNN` (B or 1) adds to scores."""
+    B, _, N, _ = q_BHND.shape
+    bias = None if bias_BNN is None else bias_BNN[:, None]
+    sdpa = functools.partial(F.scaled_dot_product_attention, dropout_p=dropout_p, scale=scaling)
+    if length_B is None:
+        return sdpa(q_BHND, k_BHND, v_BHND, bias)
+    if q_BHND.device.type == "cpu" and N >= _BY_ROW and not torch.compiler.is_compiling():
+        biases = [None] * B if bias is None else bias.expand(B, -1, -1, -1).split(1)
+        outs = []
+        for row, (n, bias) in enumerate(zip(length_B.tolist(), biases, strict=True)):
+            q, k, v = (x[row : row + 1, :, :n] for x in (q_BHND, k_BHND, v_BHND))
+            outs.append(pad_tokens(sdpa(q, k, v, None if bias is None else bias[..., :n, :n]), N - n))
+        return torch.cat(outs)
+    real = bias_from(real_tokens(length_B, N)[:, None, None, :], q_BHND.dtype)
+    return zero_padding(sdpa(q_BHND, k_BHND, v_BHND, real if bias is None else bias + real), length_B)
+
+
 def take_tokens(x_BHND: Tensor, index_BG: Tensor) -> Tensor:
     """Tokens `index_BG` of every head: (B, H, G, D)."""
     B, H, _, D = x_BHND.shape
@@ -143,3 +174,16 @@ def take_tokens(x_BHND: Tensor, index_BG: Tensor) -> Tensor:
 def pad_tokens(x_BHND: Tensor, after: int) -> Tensor:
     """Zeros after the last token; the tensor itself where there is nothing to add."""
     return F.pad(x_BHND, (0, 0, 0, after)) if after else x_BHND
+
+
+def cached(build: Callable[..., Any]) -> Callable[..., Any]:
+    """Remember a pattern for the layers of a forward pass: the same sizes, and tensors that are the same."""
+    kept = functools.lru_cache(maxsize=8)(build)
+
+    def get(*arguments: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return build(*arguments)
+        with torch.inference_mode(False):  # it may be used again where gradients are wanted
+            return kept(*arguments)
+
+    return get

@@ -31,8 +31,10 @@ from bakeoff.attention.base import (
     Attention,
     Layer,
     bias_from,
+    cached,
     pad_tokens,
     real_tokens,
+    row_attention,
     softmax_attention,
     zero_padding,
 )
@@ -72,10 +74,8 @@ class BigBird(Attention):
     ) -> Tensor:
         """Attend; see `Attention.forward`."""
         B, H, N, D = q_BHND.shape
-        real = None if length_B is None else real_tokens(length_B, N)[:, None, None, :]
         if self.covers(N):  # every block attends to every block: the same function, without the copies
-            out = softmax_attention(q_BHND, k_BHND, v_BHND, real, scaling=scaling, dropout_p=dropout_p)
-            return zero_padding(out, length_B)
+            return row_attention(q_BHND, k_BHND, v_BHND, length_B, scaling=scaling, dropout_p=dropout_p)
         S = self.block_size
         blocks = -(-N // S)
         if flex.applies(q_BHND, dropout_p):
@@ -118,6 +118,7 @@ class BigBird(Attention):
         ends_BT = torch.stack((torch.zeros_like(blocks_B), (blocks_B - 1).clamp(min=0)), dim=1)
         row, head = (torch.arange(n, device=q_BHND.device) for n in (B, H))
         q_ends = q_BHISD[row[:, None, None], head[:, None], ends_BT[:, None]].flatten(2, 3)  # (B, H, 2 S, D)
+        real = None if length_B is None else real_tokens(length_B, N)[:, None, None, :]
         out_ends = softmax_attention(
             q_ends, k_BHND, v_BHND, real, scaling=scaling, dropout_p=dropout_p
         ).unflatten(2, (2, S))
@@ -171,7 +172,7 @@ class BigBird(Attention):
         return -(-n // self.block_size) <= 4 + self.num_random_blocks
 
 
-@flex.cached
+@cached
 def _mask(
     attended_blocks: Callable[[Tensor, int], tuple[Tensor, Tensor]],
     S: int,

@@ -13,12 +13,9 @@ attended to one at a time, each at its own length.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from bakeoff.attention.base import Attention, pad_tokens, real_tokens, softmax_attention, zero_padding
-
-_BY_ROW = 256  # tokens from which on a call a row costs less than attending to and from padding
+from bakeoff.attention.base import Attention, row_attention
 
 
 class Dense(Attention):
@@ -37,19 +34,7 @@ class Dense(Attention):
         dropout_p: float = 0.0,
     ) -> Tensor:
         """Attend; see `Attention.forward`."""
-        N = q_BHND.shape[2]
-        if length_B is None:
-            return softmax_attention(q_BHND, k_BHND, v_BHND, None, scaling=scaling, dropout_p=dropout_p)
-        if q_BHND.device.type == "cpu" and N >= _BY_ROW and not torch.compiler.is_compiling():
-            outs = []
-            for row, n in enumerate(length_B.tolist()):
-                q, k, v = (x[row : row + 1, :, :n] for x in (q_BHND, k_BHND, v_BHND))
-                out = softmax_attention(q, k, v, None, scaling=scaling, dropout_p=dropout_p)
-                outs.append(pad_tokens(out, N - n))
-            return torch.cat(outs)
-        allowed = real_tokens(length_B, N)[:, None, None, :]
-        out = softmax_attention(q_BHND, k_BHND, v_BHND, allowed, scaling=scaling, dropout_p=dropout_p)
-        return zero_padding(out, length_B)
+        return row_attention(q_BHND, k_BHND, v_BHND, length_B, scaling=scaling, dropout_p=dropout_p)
 
     def flops(self, n: int) -> float:
         """4 H D n²."""

@@ -51,19 +51,6 @@ def attend(q_BHND: Tensor, k_BHND: Tensor, v_BHND: Tensor, mask: BlockMask, *, s
     return _compiled()(q_BHND, k_BHND, v_BHND, block_mask=mask, scale=scaling)
 
 
-def cached(build: Callable[..., BlockMask]) -> Callable[..., BlockMask]:
-    """Remember a pattern for the layers of a forward pass, which give the same sizes and the same tensors."""
-    kept = functools.lru_cache(maxsize=16)(build)
-
-    def get(*arguments: Any) -> BlockMask:
-        if torch.compiler.is_compiling():
-            return build(*arguments)
-        with torch.inference_mode(False):  # it may be used again where gradients are wanted
-            return kept(*arguments)
-
-    return get
-
-
 def _listed(blocks_BHIJ: Tensor) -> tuple[Tensor, Tensor]:
     """How many blocks are True in each row, and which, those first."""
     order = torch.argsort(blocks_BHIJ.int(), dim=-1, descending=True, stable=True)

@@ -32,13 +32,18 @@ from bakeoff.attention.base import (
     Attention,
     Layer,
     bias_from,
+    cached,
     real_tokens,
+    row_attention,
     softmax_attention,
     take_tokens,
     zero_padding,
 )
 from bakeoff.errors import BakeoffError
 
+#: Up to this many tokens, or windows, masked dense attention is faster on a CPU: see docs/performance.md.
+DENSE_UP_TO = 512
+DENSE_WINDOWS = 2
 _GROUP = 1 << 20  # numbers of keys in a group of blocks: 4 MiB in fp32
 
 
@@ -264,22 +269,19 @@ def window_attention(
     """
     B, _, N, _ = q_BHND.shape
     device = q_BHND.device
-    block = 64 if radius >= 64 else 32
-    if block + 2 * radius >= N:
-        # One block reaches every key: the same function as a masked dense attention, without the copies.
-        allowed = None
-        if length_B is not None or radius < N - 1:
-            real_BN, is_global_BN = _marked(B, N, count, global_BN, length_B, device)
-            place = torch.arange(N, device=device)
-            near = (place[:, None] - place).abs() <= radius
-            allowed = (near | is_global_BN[:, None, None, :]) & real_BN[:, None, None, :]
-        return softmax_attention(q_BHND, k_BHND, v_BHND, allowed, scaling=scaling, dropout_p=dropout_p)
-
+    if radius >= N - 1:
+        return row_attention(q_BHND, k_BHND, v_BHND, length_B, scaling=scaling, dropout_p=dropout_p)
     if flex.applies(q_BHND, dropout_p):
         mask = _window_mask(B, N, radius, count, global_BN, length_B, device)
         return flex.attend(q_BHND, k_BHND, v_BHND, mask, scaling=scaling)
 
+    if max(DENSE_UP_TO, DENSE_WINDOWS * 2 * radius) >= N:
+        # The same function as a masked dense attention, without the copies.
+        bias = _window_bias(N, radius, count, global_BN, q_BHND.dtype, device)
+        return row_attention(q_BHND, k_BHND, v_BHND, length_B, bias, scaling=scaling, dropout_p=dropout_p)
+
     # T blocks of the whole batch stand one after another; those that are all padding are left out.
+    block = 64 if radius >= 64 else 32
     blocks = -(-N // block)
     which_T = torch.arange(B * blocks, device=device)
     if length_B is not None and not torch.compiler.is_compiling():
@@ -325,6 +327,17 @@ def window_attention(
     return out.unflatten(0, (B, blocks)).flatten(1, 2)[:, :N].transpose(1, 2)
 
 
+@cached
+def _window_bias(
+    N: int, radius: int, count: int, global_BN: Tensor | None, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """The window and the global tokens as a bias: (B or 1, N, N)."""
+    place = torch.arange(N, device=device)
+    near_NN = (place[:, None] - place).abs() <= radius
+    is_global = place < count if global_BN is None else global_BN[:, None]
+    return bias_from((near_NN | is_global).view(-1, N, N), dtype)
+
+
 def _marked(
     B: int, N: int, count: int, global_BN: Tensor | None, length_B: Tensor | None, device: torch.device
 ) -> tuple[Tensor, Tensor]:
@@ -336,7 +349,7 @@ def _marked(
     return real_BN, global_BN
 
 
-@flex.cached
+@cached
 def _window_mask(
     B: int,
     N: int,
