@@ -232,18 +232,6 @@ def test_longformer_s_dense_rule_does_not_change_the_function(marks, monkeypatch
         close(attend(attention, *x, length), expected("longformer", attention, *x, length))
 
 
-def test_dense_takes_long_rows_one_at_a_time():
-    attention, length = make("dense"), torch.tensor([300, 257, 1, 0])
-    results = []
-    for function in (attend, lambda *a: expected("dense", *a)):
-        leaves = [x.requires_grad_() for x in inputs(4, 300)]
-        out = function(attention, *leaves, length)
-        out.square().sum().backward()
-        results.append([out.detach(), *(x.grad for x in leaves[:3])])
-    for actual, wanted in zip(*results, strict=True):
-        close(actual, wanted)
-
-
 def test_linformer_starts_as_dense_and_then_as_segment_means():
     layer = Layer(0, H, H, D, E, 128)
     attention = build("linformer", layer, {"projected_length": 16}).double()

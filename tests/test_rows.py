@@ -5,6 +5,7 @@ import torch
 
 import encoders
 from bakeoff import checkpoints
+from bakeoff import rows as rows_module
 from bakeoff.attention import ATTENTIONS
 from bakeoff.rows import align, pack
 
@@ -21,17 +22,26 @@ def test_packed_tokens_come_back_to_their_places():
     assert torch.equal(x.grad, torch.arange(1.0, 73).view(4, 6, 3) * KEEP[..., None])
 
 
+@pytest.mark.parametrize("one_by_one", [1, 256])
 @pytest.mark.parametrize("make", [pack, align])
-def test_rows_have_their_real_tokens_first(make):
+def test_rows_have_their_real_tokens_first(make, one_by_one, monkeypatch):
+    monkeypatch.setattr(rows_module, "ONE_BY_ONE", one_by_one)
     x = torch.randn(4, 6, 3)
-    rows = make(KEEP)
+    keep = KEEP.clone()
+    keep[1] = False
+    rows = make(keep)
     given = rows.pack(x) if make is pack else x
-    front = rows.to_rows(given)
-    for b in range(4):
-        assert torch.equal(front[b, : rows.length_B[b]], x[b, KEEP[b]])
-    assert torch.equal(rows.from_rows(front), given)
-    assert torch.equal(rows.mask_to_rows(KEEP).sum(1), rows.length_B)
-    assert all(rows.mask_to_rows(KEEP)[b, : rows.length_B[b]].all() for b in range(4))
+    batches = rows.to_rows(given)
+    assert len(batches) == len(rows.row_lengths) == (3 if make is pack and one_by_one == 1 else 1)
+    front = [row for batch in batches for row in batch]
+    if len(batches) == 1:
+        assert rows.row_lengths[0].tolist() == keep.sum(1).tolist()
+        del front[1]
+    for row, b in zip(front, (0, 2, 3), strict=True):
+        assert torch.equal(row[: keep[b].sum()], x[b, keep[b]])
+    assert torch.equal(rows.from_rows(batches), given)
+    masks = rows.mask_to_rows(keep)
+    assert sum(int(mask.sum()) for mask in masks) == int(keep.sum())
 
 
 def test_what_is_in_place_is_not_moved():
@@ -44,10 +54,12 @@ def test_what_is_in_place_is_not_moved():
     assert pack(torch.zeros(2, 5, dtype=torch.bool)) is None
 
 
+@pytest.mark.parametrize("one_by_one", [1, 256])
 @pytest.mark.parametrize("attention", sorted(ATTENTIONS))
 @pytest.mark.parametrize("family", sorted(encoders.FAMILIES))
-def test_a_packed_encoder_computes_the_same(tmp_path, family, attention):
+def test_a_packed_encoder_computes_the_same(tmp_path, family, attention, one_by_one, monkeypatch):
     """Logits and every gradient, against the same tokens left in their places."""
+    monkeypatch.setattr(rows_module, "ONE_BY_ONE", one_by_one)
     encoders.save(tmp_path, family)
     options = {"longformer": {"window": 4, "global_tokens": 2}, "bigbird": {"block_size": 2}}
     model = checkpoints.load(tmp_path, attention, attention_options=options.get(attention, {}))

@@ -238,44 +238,59 @@ def _attend(
         raise ValueError(
             f"{type(module).__name__} has no mechanism: convert the model with bakeoff.load or convert."
         )
-    if rows is None and attention_mask is not None:  # an inner model called by itself
-        rows = align(_two_dimensional(attention_mask))
     if mechanism.dropout is not None:
         dropout = mechanism.dropout if module.training else 0.0
-
-    def to_rows(x_BN: Tensor) -> Tensor:
-        return x_BN if rows is None else rows.to_rows(x_BN)
-
     if global_attention_mask is not None and not (
         mechanism.needs_layer_input or isinstance(mechanism, Window)
     ):
         raise ValueError(
             f"global_attention_mask is for longformer; {type(mechanism).__name__} has no global tokens."
         )
-    given, mechanism.layer_input = mechanism.layer_input, {}
-    extra: dict[str, Any] = {}
-    if given:
-        extra["hidden_BNE"] = to_rows(given["hidden"])
-    if mechanism.needs_layer_input:
-        rotary, shape = given["rotary"], given["hidden"].shape[:2]
-        extra["rotary"] = rotary and tuple(to_rows(part.expand(*shape, -1)) for part in rotary)
-        extra["global_BN"] = global_attention_mask
-        if global_attention_mask is not None and rows is not None:
-            extra["global_BN"] = rows.mask_to_rows(global_attention_mask.bool())
-    elif given:
-        extra["key"], extra["value"] = given["projections"]
-    query = to_rows(query.transpose(1, 2)).transpose(1, 2)
-    if "key" in extra:  # what the layer's own projections gave means nothing
-        key = value = query
-    else:
-        key, value = (to_rows(x.transpose(1, 2)).transpose(1, 2) for x in (key, value))
+    if rows is None:  # nothing is padded, or an inner layer is called by itself
+        rows = Aligned(None) if attention_mask is None else align(_two_dimensional(attention_mask))
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    given, mechanism.layer_input = mechanism.layer_input, {}
+    if "projections" in given:
+        key = value = query  # what the layer's own projections gave means nothing
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    length_B = None if rows is None else rows.length_B
-    out = mechanism(query, key, value, length_B, scaling=scaling, dropout_p=dropout, **extra).transpose(1, 2)
-    return (out if rows is None else rows.from_rows(out)).contiguous(), None
+    outs = [
+        mechanism(q, k, v, length_B, scaling=scaling, dropout_p=dropout, **extra).transpose(1, 2)
+        for q, k, v, length_B, extra in zip(
+            *(
+                [x.transpose(1, 2) for x in rows.to_rows(part.transpose(1, 2))]
+                for part in (query, key, value)
+            ),
+            rows.row_lengths,
+            _extra(mechanism, given, rows, global_attention_mask),
+            strict=True,
+        )
+    ]
+    return rows.from_rows(outs).contiguous(), None
+
+
+def _extra(
+    mechanism: mechanisms.Attention, given: dict[str, Any], rows: Rows, global_attention_mask: Tensor | None
+) -> list[dict[str, Any]]:
+    """What a mechanism takes beside q, k and v, for each batch of `rows`."""
+    extra: list[dict[str, Any]] = [{} for _ in rows.row_lengths]
+
+    def add(name: str, values: Iterable[Any]) -> None:
+        for arguments, value in zip(extra, values, strict=True):
+            arguments[name] = value
+
+    if given:
+        add("hidden_BNE", rows.to_rows(given["hidden"]))
+    if given.get("rotary"):
+        shape = given["hidden"].shape[:2]
+        parts = (rows.to_rows(part.expand(*shape, -1)) for part in given["rotary"])
+        add("rotary", zip(*parts, strict=True))
+    if mechanism.needs_layer_input and global_attention_mask is not None:
+        add("global_BN", rows.mask_to_rows(global_attention_mask.bool()))
+    for name, projection in zip(("key", "value"), given.get("projections", ()), strict=False):
+        add(name, [projection] * len(extra))
+    return extra
 
 
 def _two_dimensional(attention_mask: Tensor) -> Tensor:

@@ -19,6 +19,8 @@ from torch import Tensor
 
 #: Packing pays where it saves more than moving tokens costs; see docs/performance.md.
 PACKED_BELOW = 0.95
+#: Tokens a row, in the mean, from which on a CPU calls the mechanism for every row by itself.
+ONE_BY_ONE = 256
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -28,16 +30,22 @@ class Aligned:
     length_B: Tensor | None
     order_BN: Tensor | None = None
 
-    def to_rows(self, x_BN: Tensor) -> Tensor:
-        """(B, N, …) with each row's real tokens first."""
-        return x_BN if self.order_BN is None else _along(x_BN, self.order_BN)
+    @property
+    def row_lengths(self) -> list[Tensor | None]:
+        """Real tokens of each row, for each batch that `to_rows` gives; None where nothing is padded."""
+        return [self.length_B]
 
-    def from_rows(self, x_BN: Tensor) -> Tensor:
+    def to_rows(self, x_BN: Tensor) -> list[Tensor]:
+        """One batch (B, N, …), each row's real tokens first."""
+        return [x_BN if self.order_BN is None else _along(x_BN, self.order_BN)]
+
+    def from_rows(self, batches: list[Tensor]) -> Tensor:
         """The inverse of `to_rows`."""
+        (x_BN,) = batches
         return x_BN if self.order_BN is None else _along(x_BN, self.order_BN.argsort(1))
 
-    def mask_to_rows(self, mask_BN: Tensor) -> Tensor:
-        """A mask over the batch's (B, N) places as one over its rows."""
+    def mask_to_rows(self, mask_BN: Tensor) -> list[Tensor]:
+        """A mask over the batch's (B, N) places as masks over what `to_rows` gives."""
         return self.to_rows(mask_BN)
 
 
@@ -45,14 +53,24 @@ class Aligned:
 class Packed:
     """Rows without padding: `token_T` is where each real token stands in the (B N) tokens of the batch.
 
-    `row_T` is where it stands among B rows of `longest` tokens that have their real ones first.
+    `row_T` is where it stands among B rows of the longest one's length that have their real tokens first.
     """
 
     length_B: Tensor
     shape: tuple[int, int]
     token_T: Tensor
     row_T: Tensor
-    longest: int
+    lengths: tuple[int, ...]
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest row."""
+        return max(self.lengths)
+
+    @property
+    def row_lengths(self) -> list[Tensor | None]:
+        """Real tokens of each row, for each batch that `to_rows` gives; None where nothing is padded."""
+        return [None for n in self.lengths if n] if self._one_by_one else [self.length_B]
 
     def pack(self, x_BN: Tensor) -> Tensor:
         """(B, N, …) to (1, T, …)."""
@@ -60,24 +78,28 @@ class Packed:
 
     def unpack(self, x_1T: Tensor) -> Tensor:
         """(1, T, …) to (B, N, …), zero at padding."""
-        return self._spread(x_1T, self.token_T, self.shape)
+        return _spread(x_1T, self.token_T, self.shape)
 
-    def to_rows(self, x_1T: Tensor) -> Tensor:
-        """(1, T, …) to (B, longest, …), each row's real tokens first."""
-        return self._spread(x_1T, self.row_T, (len(self.length_B), self.longest))
+    def to_rows(self, x_1T: Tensor) -> list[Tensor]:
+        """Every row by itself, (1, n, …); or one batch (B, longest, …), each row's real tokens first."""
+        if self._one_by_one:
+            return list(x_1T.split([n for n in self.lengths if n], dim=1))
+        return [_spread(x_1T, self.row_T, (len(self.lengths), self.longest))]
 
-    def from_rows(self, x_BN: Tensor) -> Tensor:
+    def from_rows(self, batches: list[Tensor]) -> Tensor:
         """The inverse of `to_rows`."""
-        return x_BN.flatten(0, 1).index_select(0, self.row_T)[None]
+        if self._one_by_one:
+            return torch.cat(batches, 1)
+        return batches[0].flatten(0, 1).index_select(0, self.row_T)[None]
 
-    def mask_to_rows(self, mask_BN: Tensor) -> Tensor:
-        """A mask over the batch's (B, N) places as one over its rows."""
+    def mask_to_rows(self, mask_BN: Tensor) -> list[Tensor]:
+        """A mask over the batch's (B, N) places as masks over what `to_rows` gives."""
         return self.to_rows(self.pack(mask_BN))
 
-    @staticmethod
-    def _spread(x_1T: Tensor, places_T: Tensor, shape: tuple[int, int]) -> Tensor:
-        empty = x_1T.new_zeros(shape[0] * shape[1], *x_1T.shape[2:])
-        return empty.index_copy(0, places_T, x_1T[0]).unflatten(0, shape)
+    @property
+    def _one_by_one(self) -> bool:
+        """Whether a call of the mechanism for every row costs less than rows of one length, padded."""
+        return self.token_T.device.type == "cpu" and len(self.token_T) >= ONE_BY_ONE * len(self.lengths)
 
 
 def align(keep_BN: Tensor) -> Aligned:
@@ -93,11 +115,15 @@ def pack(keep_BN: Tensor) -> Packed | None:
     lengths = length_B.tolist()
     if sum(lengths) > PACKED_BELOW * keep_BN.numel() or not sum(lengths):
         return None
-    longest = max(lengths)
-    front_BN = torch.arange(longest, device=keep_BN.device) < length_B[:, None]
+    front_BN = torch.arange(max(lengths), device=keep_BN.device) < length_B[:, None]
     token_T, row_T = (torch.nonzero(kept.flatten())[:, 0] for kept in (keep_BN, front_BN))
-    return Packed(length_B, (keep_BN.shape[0], keep_BN.shape[1]), token_T, row_T, longest)
+    return Packed(length_B, (keep_BN.shape[0], keep_BN.shape[1]), token_T, row_T, tuple(lengths))
 
 
 def _along(x_BN: Tensor, index_BN: Tensor) -> Tensor:
     return x_BN.gather(1, index_BN[(...,) + (None,) * (x_BN.dim() - 2)].expand_as(x_BN))
+
+
+def _spread(x_1T: Tensor, places_T: Tensor, shape: tuple[int, int]) -> Tensor:
+    empty = x_1T.new_zeros(shape[0] * shape[1], *x_1T.shape[2:])
+    return empty.index_copy(0, places_T, x_1T[0]).unflatten(0, shape)

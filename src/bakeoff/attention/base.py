@@ -30,8 +30,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-_BY_ROW = 256  # tokens from which on a call a row costs less on a CPU than attending to and from padding
-
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
@@ -149,19 +147,11 @@ def row_attention(
     dropout_p: float,
 ) -> Tensor:
     """Softmax attention over each row's real tokens, zero at padding; `bias_BNN` (B or 1) adds to scores."""
-    B, _, N, _ = q_BHND.shape
     bias = None if bias_BNN is None else bias_BNN[:, None]
     sdpa = functools.partial(F.scaled_dot_product_attention, dropout_p=dropout_p, scale=scaling)
     if length_B is None:
         return sdpa(q_BHND, k_BHND, v_BHND, bias)
-    if q_BHND.device.type == "cpu" and N >= _BY_ROW and not torch.compiler.is_compiling():
-        biases = [None] * B if bias is None else bias.expand(B, -1, -1, -1).split(1)
-        outs = []
-        for row, (n, bias) in enumerate(zip(length_B.tolist(), biases, strict=True)):
-            q, k, v = (x[row : row + 1, :, :n] for x in (q_BHND, k_BHND, v_BHND))
-            outs.append(pad_tokens(sdpa(q, k, v, None if bias is None else bias[..., :n, :n]), N - n))
-        return torch.cat(outs)
-    real = bias_from(real_tokens(length_B, N)[:, None, None, :], q_BHND.dtype)
+    real = bias_from(real_tokens(length_B, q_BHND.shape[2])[:, None, None, :], q_BHND.dtype)
     return zero_padding(sdpa(q_BHND, k_BHND, v_BHND, real if bias is None else bias + real), length_B)
 
 

@@ -7,8 +7,7 @@ Vaswani et al., 2017, "Attention Is All You Need", https://arxiv.org/abs/1706.03
 Cost: 4 H D N² operations a sequence; memory linear in N where PyTorch's fused kernel applies.
 
 It stands here, and the encoders' own "sdpa" is not used, because theirs expands the padding to a
-(B, 1, N, N) mask as soon as one token is padded. Ours stays (B, 1, 1, N), and on a CPU long rows are
-attended to one at a time, each at its own length.
+(B, 1, N, N) mask as soon as one token is padded. Ours stays (B, 1, 1, N).
 """
 
 from __future__ import annotations

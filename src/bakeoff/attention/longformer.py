@@ -275,9 +275,11 @@ def window_attention(
         mask = _window_mask(B, N, radius, count, global_BN, length_B, device)
         return flex.attend(q_BHND, k_BHND, v_BHND, mask, scaling=scaling)
 
-    if max(DENSE_UP_TO, DENSE_WINDOWS * 2 * radius) >= N:
+    short = max(DENSE_UP_TO, DENSE_WINDOWS * 2 * radius)
+    if short >= N:
         # The same function as a masked dense attention, without the copies.
-        bias = _window_bias(N, radius, count, global_BN, q_BHND.dtype, device)
+        size = short if global_BN is None else N  # of every length one bias is a part
+        bias = _window_bias(size, radius, count, global_BN, q_BHND.dtype, device)[:, :N, :N]
         return row_attention(q_BHND, k_BHND, v_BHND, length_B, bias, scaling=scaling, dropout_p=dropout_p)
 
     # T blocks of the whole batch stand one after another; those that are all padding are left out.
