@@ -255,18 +255,13 @@ def _attend(
     if "projections" in given:
         key = value = query  # what the layer's own projections gave means nothing
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    outs = [
-        mechanism(q, k, v, length_B, scaling=scaling, dropout_p=dropout, **extra).transpose(1, 2)
-        for q, k, v, length_B, extra in zip(
-            *(
-                [x.transpose(1, 2) for x in rows.to_rows(part.transpose(1, 2))]
-                for part in (query, key, value)
-            ),
-            rows.row_lengths,
-            _extra(mechanism, given, rows, global_attention_mask),
-            strict=True,
-        )
-    ]
+    heads = (rows.to_rows(x.transpose(1, 2)) for x in (query, key, value))
+    extra = _extra(mechanism, given, rows, global_attention_mask)
+    outs = []
+    for *qkv_BNHD, length_B, more in zip(*heads, rows.row_lengths, extra, strict=True):
+        q, k, v = (x.transpose(1, 2) for x in qkv_BNHD)
+        out = mechanism(q, k, v, length_B, scaling=scaling, dropout_p=dropout, **more)
+        outs.append(out.transpose(1, 2))
     return rows.from_rows(outs).contiguous(), None
 
 
@@ -375,16 +370,13 @@ def _enter_packed(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, An
     rows = kwargs.get("rows")
     if not isinstance(rows, Packed):
         return None
-
-    def pack(x: Tensor) -> Tensor:
-        return rows.pack(x.expand(*rows.shape, -1)) if x.shape[1] == rows.shape[1] else x
-
-    if args:
-        args = (pack(args[0]), *args[1:])
-    else:
-        kwargs = kwargs | {"hidden_states": pack(kwargs["hidden_states"])}
-    if kwargs.get("position_embeddings") is not None:
-        kwargs = kwargs | {"position_embeddings": tuple(map(pack, kwargs["position_embeddings"]))}
+    hidden = args[0] if args else kwargs["hidden_states"]
+    if hidden.shape[:2] == rows.shape:
+        hidden = rows.pack(hidden)
+    args, kwargs = ((hidden, *args[1:]), kwargs) if args else ((), kwargs | {"hidden_states": hidden})
+    if (rotary := kwargs.get("position_embeddings")) is not None:
+        packed = tuple(rows.pack(part.expand(*rows.shape, -1)) for part in rotary)
+        kwargs = kwargs | {"position_embeddings": packed}
     return args, kwargs
 
 

@@ -11,7 +11,7 @@ https://arxiv.org/abs/2004.05150, section 3:
 Cost: 4 H D N (window + G) operations and O(N) memory, where dense attention takes 4 H D N².
 
 How: queries in blocks, each against the keys its block can reach, so that the work is a batch of small
-dense attentions. Where the window spans the sequence, one masked dense attention is the same function.
+dense attentions; on a GPU, one block-sparse kernel. Short sequences are one masked dense attention.
 
 Differs from transformers' implementation, which pads every input to a multiple of the window (513 tokens
 cost 3 x 512) and takes an attention mask with three values; here nothing is padded beyond a block, and

@@ -41,8 +41,9 @@ def bench(spec: BenchSpec, command: str = "") -> BenchResult:
         lines = [gate.equal_to_reference(spec, attention) for attention in unpaired]
         gemm = timing.gemm_rate(measure.DTYPES[spec.dtype], spec.device)
         rows: list[result.Row] = []
-        rounds = sum(measure.WARM_UPS[phase] + spec.repeats for phase in spec.phases)
-        with tqdm(total=rounds * len(spec.batches()), unit="round", disable=None) as progress:
+        with tqdm(
+            total=spec.repeats * len(spec.phases) * len(spec.batches()), unit="round", disable=None
+        ) as progress:
             for row_lengths in spec.batches():
                 progress.set_description(f"{max(row_lengths)} tokens")
                 held, timed = measure.measure(spec, peers, row_lengths, gemm, progress.update)

@@ -18,7 +18,6 @@ from bakeoff.errors import BakeoffError, unknown
 from bakeoff.spec import AttentionSpec
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-WARM_UPS = {"inference": 1, "training": 2}
 _DENSE = AttentionSpec("dense")
 
 
@@ -103,7 +102,7 @@ def measure(
     rows: list[Row] = []
     for phase in spec.phases:
         steps = {entry.name: _step(spec, entry, phase, inputs_BNE, cotangent_BNE) for entry in entries}
-        seconds = timing.rounds(steps, spec.repeats, WARM_UPS[phase], spec.device, after_round)
+        seconds = timing.rounds(steps, spec.repeats, spec.device, after_round)
         rows += [
             result.row(
                 entry.name,

@@ -47,24 +47,22 @@ def training(model: nn.Module, run: Run, inputs_BNE: Tensor, cotangent_BNE: Tens
 
 
 def rounds(
-    steps: Mapping[str, Step], repeats: int, warm_ups: int, device: str, after_round: Callable[[], Any]
+    steps: Mapping[str, Step], repeats: int, device: str, after_round: Callable[[], Any]
 ) -> dict[str, list[float]]:
-    """Seconds of each step in each timed round; in a round every step has one turn.
+    """Seconds of each step in each round; in a round every step has one turn, of two calls, the second timed.
 
-    Taking turns, all steps meet the same state of the machine, and a ratio compares neighbours in time.
-    Rounds start at different steps, as what comes first after a collection of garbage is slower.
+    Taking turns, all steps meet the same state of the machine, and a ratio compares neighbours in time. The
+    first call of a turn brings back what the step's own calls leave behind, such as memory at hand, which the
+    others' turns have swept away: in use, a model's call follows a call of the same model.
     """
     seconds: dict[str, list[float]] = {name: [] for name in steps}
-    names = [*steps]
-    for number in range(warm_ups + repeats):
-        first = number * len(names) // (warm_ups + repeats)
+    for _ in range(repeats):
         gc.collect()
         gc.disable()
         try:
-            for name in names[first:] + names[:first]:
-                elapsed = _seconds(steps[name], device)
-                if number >= warm_ups:
-                    seconds[name].append(elapsed)
+            for name, step in steps.items():
+                step()
+                seconds[name].append(_seconds(step, device))
         finally:
             gc.enable()
         after_round()
