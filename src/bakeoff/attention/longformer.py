@@ -293,7 +293,8 @@ def window_attention(
 
     def in_blocks(x_BN: Tensor) -> Tensor:
         """(B, N, …) in blocks: (T, block, …)."""
-        x_BN = F.pad(x_BN, (0, 0) * (x_BN.dim() - 2) + (0, blocks * block - N))
+        if N % block:  # padding by nothing would still be a copy
+            x_BN = F.pad(x_BN, (0, 0) * (x_BN.dim() - 2) + (0, blocks * block - N))
         x_T = x_BN.unflatten(1, (blocks, block)).flatten(0, 1)
         return x_T if everything else x_T[which_T]
 
@@ -302,25 +303,21 @@ def window_attention(
     index_BG, present_BG = global_places(B, count, global_BN, length_B, device)
     k_TGHD, v_TGHD = (take_tokens(x, index_BG).transpose(1, 2)[row_T] for x in (k_BHND, v_BHND))
     side = -(-radius // block)  # blocks of keys that a block of queries reaches on either side
-    near_TCS, present_TCG = _reachable(in_blocks(real_BN & ~is_global_BN), present_BG[row_T], row_T, side)
+    # What a query may see is what its block reaches and, of tokens, what is near: two biases, to be added.
+    reached_TK = _reachable(in_blocks(real_BN & ~is_global_BN), present_BG[row_T], row_T, side)
     place = torch.arange(block, device=device)
     chunk = torch.arange(-side, side + 1, device=device)
-    band_SCS = (chunk[:, None] * block + place - place[:, None, None]).abs() <= radius
+    near_SCS = (chunk[:, None] * block + place - place[:, None, None]).abs() <= radius
+    near_SK = F.pad(near_SCS, (0, count), value=True).flatten(1)
+    reached_bias, near_bias = (bias_from(x, q_BHND.dtype) for x in (reached_TK, near_SK))
 
     # A group of blocks at a time, small enough for the processor's cache.
     size = max(1, _GROUP // k_TSHD[0].numel() // len(chunk))
     k_groups, v_groups = _Reach.apply(k_TSHD, k_TGHD, side, size), _Reach.apply(v_TSHD, v_TGHD, side, size)
     outs = []
-    for q, k, v, near, present in zip(
-        q_TSHD.transpose(1, 2).split(size),
-        k_groups,
-        v_groups,
-        near_TCS.split(size),
-        present_TCG.split(size),
-        strict=True,
-    ):
-        allowed = torch.cat((near[:, None] & band_SCS, present[:, None].expand(-1, block, -1, -1)), -1)
-        bias = bias_from(allowed.flatten(2), q.dtype)[:, None]
+    groups = (q_TSHD.transpose(1, 2).split(size), k_groups, v_groups, reached_bias.split(size))
+    for q, k, v, reached in zip(*groups, strict=True):
+        bias = (reached[:, None] + near_bias)[:, None]
         out = F.scaled_dot_product_attention(q, k, v, bias, dropout_p=dropout_p, scale=scaling)
         outs.append(out.transpose(1, 2))
     out = torch.cat(outs)
@@ -378,15 +375,15 @@ def _window_mask(
     return flex.block_mask(allowed, touched[:, None], whole[:, None], N)
 
 
-def _reachable(local_TS: Tensor, present_TG: Tensor, row_T: Tensor, side: int) -> tuple[Tensor, Tensor]:
-    """Which tokens (T, C, S) and globals (T, C, G) count in the C = 2 side + 1 blocks around each block."""
+def _reachable(local_TS: Tensor, present_TG: Tensor, row_T: Tensor, side: int) -> Tensor:
+    """Which tokens and globals count in the C = 2 side + 1 blocks around each block: (T, C (S + G))."""
     width = 2 * side + 1
     near = F.pad(local_TS, (0, 0, side, side)).unfold(0, width, 1)
     # Neighbours in the batch are neighbours in memory; a window ends where its row does.
     same_row = F.pad(row_T, (side, side), value=-1).unfold(0, width, 1) == row_T[:, None]
     # Every block carries its row's globals, and one copy counts.
     present = present_TG[:, None] & (torch.arange(width, device=row_T.device) == side)[:, None]
-    return (near & same_row[:, None]).transpose(1, 2), present
+    return torch.cat(((near & same_row[:, None]).transpose(1, 2), present), -1).flatten(1)
 
 
 class _Reach(torch.autograd.Function):
