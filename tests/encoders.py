@@ -28,6 +28,15 @@ FAMILIES = {
     "xlm-roberta": _SMALL | {"max_position_embeddings": 514},
 }  # fmt: skip
 
+#: Options of each mechanism for which a few tokens are many.
+SMALL = {
+    "dense": {},
+    "longformer": {"window": 4, "global_tokens": 2},
+    "bigbird": {"block_size": 2, "num_random_blocks": 1},
+    "performer": {"num_features": 16},
+    "linformer": {"projected_length": 6},
+}
+
 #: Families that do not dispatch; deberta and fnet accept an attention's name and never call it.
 REFUSED = ["deberta", "deberta-v2", "fnet", "yoso", "mpnet", "roformer", "nystromformer", "convbert"]
 

@@ -210,7 +210,7 @@ def test_bigbird_s_dense_rule_does_not_change_the_function():
 @pytest.mark.dense_rule
 @pytest.mark.parametrize("marks", [None, "scattered"])
 def test_longformer_s_dense_rule_does_not_change_the_function(marks, monkeypatch):
-    """Computed densely and as windows: the same outputs and gradients, padded, in masks and row by row."""
+    """Computed densely and as windows: the same outputs and gradients, padded."""
     attention, N = make("longformer"), 300
     length = torch.tensor([N, 290, 40, 0])
     global_BN = None
@@ -226,10 +226,50 @@ def test_longformer_s_dense_rule_does_not_change_the_function(marks, monkeypatch
         results.append([out.detach(), *(x.grad for x in leaves)])
     for dense, windows in zip(*results, strict=True):
         close(dense, windows)
-    for n in (20, 200):  # one mask for the batch below, row by row above
+    monkeypatch.setattr(longformer, "DENSE_UP_TO", 100)
+    for n in (20, 99, 100, 101):
         x, length = inputs(2, n), torch.tensor([n, n - 7])
-        monkeypatch.setattr(longformer, "DENSE_UP_TO", 512)
         close(attend(attention, *x, length), expected("longformer", attention, *x, length))
+
+
+@pytest.mark.dense_rule
+def test_a_mask_that_changes_in_place_is_read_anew():
+    attention, N = make("longformer"), 40
+    global_BN = torch.zeros(1, N, dtype=torch.bool)
+    global_BN[:, 0] = True
+    x = inputs(1, N)
+    for _ in range(2):
+        close(
+            attend(attention, *x, global_BN=global_BN),
+            expected("longformer", attention, *x, global_BN=global_BN),
+        )
+        global_BN[:, 0], global_BN[:, 30] = False, True
+
+
+@pytest.mark.parametrize("name", MECHANISMS)
+def test_a_batch_of_padding_alone(name):
+    leaves = [x.requires_grad_() for x in inputs(2, 90)]
+    out = attend(make(name), *leaves, torch.tensor([0, 0]))
+    assert not out.any()
+    out.sum().backward()
+    assert all(x.grad is None or not x.grad.any() for x in leaves)
+
+
+@pytest.fixture
+def small_portions(monkeypatch):
+    """Several groups of blocks, of heads, of rows and of tokens, though sequences are short."""
+    from bakeoff.attention import bigbird, performer
+
+    monkeypatch.setattr(longformer, "_GROUP", 1)
+    monkeypatch.setattr(bigbird, "_GATHERED", 1)
+    monkeypatch.setattr(performer, "_CHUNK", 1)
+    monkeypatch.setattr(performer, "_LEAST", 10)
+
+
+@pytest.mark.parametrize("is_padded", [False, True])
+@pytest.mark.parametrize("name", ["bigbird", "longformer", "performer"])
+def test_portions_do_not_change_the_function(name, is_padded, small_portions):
+    test_equals_reference_forward_and_every_gradient(name, 127, is_padded)
 
 
 def test_linformer_starts_as_dense_and_then_as_segment_means():

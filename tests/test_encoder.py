@@ -15,17 +15,9 @@ from bakeoff.attention import ATTENTIONS
 from bakeoff.encoder import BakeoffConfig, BakeoffForSequenceClassification
 from bakeoff.errors import BakeoffError
 
-SMALL = {
-    "dense": {},
-    "longformer": {"window": 4, "global_tokens": 2},
-    "bigbird": {"block_size": 2, "num_random_blocks": 1},
-    "performer": {"num_features": 16},
-    "linformer": {"projected_length": 6},
-}
-
 
 def load(folder, attention, **kwargs):
-    return checkpoints.load(folder, attention, attention_options=SMALL[attention], **kwargs)
+    return checkpoints.load(folder, attention, attention_options=encoders.SMALL[attention], **kwargs)
 
 
 @pytest.fixture(scope="session")

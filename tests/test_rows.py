@@ -6,7 +6,7 @@ import torch
 import encoders
 from bakeoff import checkpoints
 from bakeoff import rows as rows_module
-from bakeoff.attention import ATTENTIONS
+from bakeoff.attention import ATTENTIONS, longformer
 from bakeoff.rows import align, pack
 
 KEEP = torch.tensor([[1, 1, 1, 1, 1, 1], [1, 1, 0, 0, 0, 0], [0, 0, 0, 1, 1, 1], [1, 0, 1, 0, 0, 1]]).bool()
@@ -40,8 +40,10 @@ def test_rows_have_their_real_tokens_first(make, one_by_one, monkeypatch):
     for row, b in zip(front, (0, 2, 3), strict=True):
         assert torch.equal(row[: keep[b].sum()], x[b, keep[b]])
     assert torch.equal(rows.from_rows(batches), given)
-    masks = rows.mask_to_rows(keep)
-    assert sum(int(mask.sum()) for mask in masks) == int(keep.sum())
+    marked = [row for batch in rows.mask_to_rows(keep & (torch.arange(6) == 5)) for row in batch]
+    assert sum(int(row.sum()) for row in marked) == 3
+    # The sixth place of a row holds its last token.
+    assert all(not row[:-1].any() for row in marked if len(row) < 6)
 
 
 def test_what_is_in_place_is_not_moved():
@@ -61,8 +63,7 @@ def test_a_packed_encoder_computes_the_same(tmp_path, family, attention, one_by_
     """Logits and every gradient, against the same tokens left in their places."""
     monkeypatch.setattr(rows_module, "ONE_BY_ONE", one_by_one)
     encoders.save(tmp_path, family)
-    options = {"longformer": {"window": 4, "global_tokens": 2}, "bigbird": {"block_size": 2}}
-    model = checkpoints.load(tmp_path, attention, attention_options=options.get(attention, {}))
+    model = checkpoints.load(tmp_path, attention, attention_options=encoders.SMALL[attention])
     inputs = encoders.batch(B=4, N=24, side="right")
     lengths = (24, 5, 18, 15) if one_by_one == 1 else (11, 5, 4, 4)  # the latter are N tokens together
     inputs["attention_mask"] = (torch.arange(24) < torch.tensor(lengths)[:, None]).long()
@@ -86,6 +87,85 @@ def test_a_packed_encoder_computes_the_same(tmp_path, family, attention, one_by_
     assert tokens[0] == ((4, 24) if family == "albert" else (1, real))
     assert tokens[-1] == (4, 24)
     assert all(h.shape[:2] == (4, 24) for h in out.hidden_states)
+
+
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("where", ["left", "scattered"])
+@pytest.mark.parametrize("attention", sorted(ATTENTIONS))
+def test_where_padding_lies_changes_nothing(tmp_path, attention, where, packed):
+    """Against padding on the right, with the same positions; global tokens chosen, too."""
+    encoders.save(tmp_path, "bert")
+    model = checkpoints.load(tmp_path, attention, attention_options=encoders.SMALL[attention])
+    N, lengths = 24, torch.tensor([24, 9, 16])
+    right = torch.arange(N) < lengths[:, None]
+    keep = right.flip(1)
+    if where == "scattered":
+        for row, length in enumerate(lengths.tolist()):
+            places = torch.randperm(N, generator=torch.Generator().manual_seed(row))[:length]
+            keep[row] = torch.zeros(N, dtype=torch.bool).index_fill(0, places, True)
+    ids = torch.randint(5, 60, (3, N), generator=torch.Generator().manual_seed(0))
+    chosen = torch.zeros(3, N, dtype=torch.long)
+    chosen[:, [0, 5]] = 1
+
+    def states(keep, *values):
+        """The last hidden states of real tokens, row after row."""
+        moved = [
+            torch.zeros_like(keep, dtype=torch.long).masked_scatter(keep, value[right]) for value in values
+        ]
+        extra = {"global_attention_mask": moved[2]} if attention == "longformer" else {}
+        out = model.model.base_model(
+            input_ids=moved[0],
+            position_ids=moved[1],
+            attention_mask=keep,
+            output_hidden_states=not packed,
+            **extra,
+        )
+        return out.last_hidden_state[keep]
+
+    values = (ids, torch.arange(N).expand(3, -1), chosen)
+    torch.testing.assert_close(states(keep, *values), states(right, *values), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.dense_rule
+@pytest.mark.parametrize("one_by_one", [1, 256])
+@pytest.mark.parametrize("family", sorted(encoders.FAMILIES))
+def test_the_dense_rule_in_every_family(tmp_path, family, one_by_one, monkeypatch):
+    """Short windows computed densely and as windows: the same logits and gradients on packed rows."""
+    monkeypatch.setattr(rows_module, "ONE_BY_ONE", one_by_one)
+    encoders.save(tmp_path, family)
+    model = checkpoints.load(tmp_path, "longformer", attention_options=encoders.SMALL["longformer"]).double()
+    inputs, results = encoders.batch(B=3, N=24), []
+    inputs["attention_mask"][1, 7:] = 0
+    for rule in (longformer.DENSE_UP_TO, 0):
+        monkeypatch.setattr(longformer, "DENSE_UP_TO", rule)
+        model.zero_grad()
+        out = model(**inputs, labels=torch.tensor([0, 1, 1]))
+        out.loss.backward()
+        results.append(
+            [out.logits.detach(), *(p.grad.clone() for p in model.parameters() if p.grad is not None)]
+        )
+    for dense, windows in zip(*results, strict=True):
+        torch.testing.assert_close(dense, windows, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("attention", ["longformer", "linformer"])
+def test_a_call_that_broke_off_leaves_nothing_behind(tmp_path, attention):
+    encoders.save(tmp_path, "bert")
+    model = checkpoints.load(tmp_path, attention, attention_options=encoders.SMALL[attention])
+    inputs = encoders.batch(B=2, N=24)
+    wanted = model(**inputs).logits
+    query = model.model.bert.encoder.layer[1].attention.self.query
+
+    def fail(module, args):
+        raise RuntimeError("out of memory")
+
+    handle = query.register_forward_pre_hook(fail)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        model(**inputs)
+    handle.remove()
+    for N in (4, 24):  # few enough tokens for linformer to leave the projections to the layer, and more
+        assert model(**encoders.batch(B=2, N=N)).logits.isfinite().all()
+    torch.testing.assert_close(model(**inputs).logits, wanted, rtol=0, atol=0)
 
 
 def test_a_batch_with_an_empty_row(tmp_path):

@@ -2,8 +2,9 @@
 
 A converted model is a `BakeoffForSequenceClassification` or a `BakeoffForMaskedLM`, of a model type of its
 own ("bakeoff"), so that it saves and loads exactly, and fails loudly where this library is missing instead
-of turning dense. Inside stands the family's own model, untouched but for one submodule, `bakeoff`, on each
-attention layer: the mechanism with its state. One registered attention function calls it.
+of turning dense. Inside stands the family's own model with its own weights under their own names, and on each
+attention layer one submodule more, `bakeoff`: the mechanism with its state. One registered attention function
+calls it. Hooks on the layers pack padding away, and leave a layer's input to mechanisms that ask for it.
 
 Which layers those are is found, not listed: the family's model is built without storage (on torch's meta
 device) and four tokens run through it with a recorder for an attention. A family that accepts the name and
@@ -238,6 +239,7 @@ def _attend(
         raise ValueError(
             f"{type(module).__name__} has no mechanism: convert the model with bakeoff.load or convert."
         )
+    given, mechanism.layer_input = mechanism.layer_input, {}
     if mechanism.dropout is not None:
         dropout = mechanism.dropout if module.training else 0.0
     if global_attention_mask is not None and not (
@@ -251,7 +253,6 @@ def _attend(
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
-    given, mechanism.layer_input = mechanism.layer_input, {}
     if "projections" in given:
         key = value = query  # what the layer's own projections gave means nothing
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
@@ -339,10 +340,11 @@ def _project_later(
     hidden, rows = args[0] if args else kwargs["hidden_states"], kwargs.get("rows")
     n = rows.longest if isinstance(rows, Packed) else hidden.shape[1]
     plain = all(type(projection) is _Later for projection in projections)
-    if plain and kwargs.get("position_embeddings") is None and mechanism.projects_later(n):
-        mechanism.layer_input = {"hidden": hidden, "projections": projections}
-        for projection in projections:
-            projection.waits = True
+    later = plain and kwargs.get("position_embeddings") is None and mechanism.projects_later(n)
+    # Said anew for every call: one that broke off may have left its own word behind.
+    mechanism.layer_input = {"hidden": hidden, "projections": projections} if later else {}
+    for projection in projections:
+        projection.waits = later
 
 
 def _remember_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -366,18 +368,19 @@ def _find_rows(packs: bool, encoder: PreTrainedModel, args: tuple[Any, ...], kwa
 
 
 def _enter_packed(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Before every layer: what comes in (B, N) places is packed, the first layer's input and the rotation."""
+    """Before every layer: pack what comes in (B, N, …) places, the first layer's input and the rotation."""
     rows = kwargs.get("rows")
     if not isinstance(rows, Packed):
         return None
-    hidden = args[0] if args else kwargs["hidden_states"]
-    if hidden.shape[:2] == rows.shape:
-        hidden = rows.pack(hidden)
-    args, kwargs = ((hidden, *args[1:]), kwargs) if args else ((), kwargs | {"hidden_states": hidden})
+
+    def packed(x: Any) -> Any:
+        if isinstance(x, Tensor) and x.dim() > 2 and x.shape[:2] == rows.shape:
+            return rows.pack(x)
+        return tuple(map(packed, x)) if isinstance(x, tuple) else x
+
     if (rotary := kwargs.get("position_embeddings")) is not None:
-        packed = tuple(rows.pack(part.expand(*rows.shape, -1)) for part in rotary)
-        kwargs = kwargs | {"position_embeddings": packed}
-    return args, kwargs
+        kwargs = kwargs | {"position_embeddings": tuple(part.expand(*rows.shape, -1) for part in rotary)}
+    return packed(args), {name: packed(value) for name, value in kwargs.items()}
 
 
 def _leave_packed(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:

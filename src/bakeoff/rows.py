@@ -6,8 +6,8 @@ Mechanisms want each row's real tokens first. Two ways lead there, both undone b
   first layer to the last. Projections, feed-forward layers and norms then cost what T tokens cost, whatever
   the padding. Outside of attention, no token of an encoder meets another, so nothing changes.
 - `Aligned`: tokens stay in their (B, N) places and are brought to the front around each call of the
-  mechanism. For shapes that may not depend on the data (compile, export), and where something reads what is
-  between the layers.
+  mechanism. For little padding, for shapes that may not depend on the data (compile, export), for layers that
+  share their weights, and where something reads what is between the layers.
 """
 
 from __future__ import annotations

@@ -167,11 +167,14 @@ def pad_tokens(x_BHND: Tensor, after: int) -> Tensor:
 
 
 def cached(build: Callable[..., Any]) -> Callable[..., Any]:
-    """Remember a pattern for the layers of a forward pass: the same sizes, and tensors that are the same."""
-    kept = functools.lru_cache(maxsize=8)(build)
+    """Remember what is the same for the layers of a forward pass, by sizes and by tensors themselves.
 
-    def get(*arguments: Any) -> Any:
-        if torch.compiler.is_compiling():
+    The tensors must be nobody's to change: `length_B` is; a mask that a user gave is not.
+    """
+    kept = functools.lru_cache(maxsize=32)(build)
+
+    def get(*arguments: Any, keep: bool = True) -> Any:
+        if torch.compiler.is_compiling() or not keep:
             return build(*arguments)
         with torch.inference_mode(False):  # it may be used again where gradients are wanted
             return kept(*arguments)

@@ -97,7 +97,7 @@ class BigBird(Attention):
 
         # A few heads at a time, so that what is gathered stays in the processor's cache. A block of keys is
         # one contiguous row there, and gathering copies whole rows.
-        size = max(1, _GATHERED // (blocks * A * S * D))
+        size = B * H if torch.compiler.is_compiling() else max(1, _GATHERED // (blocks * A * S * D))
         heads = (x.flatten(0, 1).split(size) for x in (q_BHISD, k_BHISD, v_BHISD, attended_BHIA, bias_BHIK))
         outs = []
         for q, k, v, attended, bias in zip(*heads, strict=True):

@@ -8,6 +8,7 @@ kernel asks where a block is touched in part. The tables of blocks are (N / 128)
 from __future__ import annotations
 
 import functools
+import importlib.util
 from collections.abc import Callable
 from typing import Any
 
@@ -21,8 +22,10 @@ Allowed = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 def applies(q_BHND: Tensor, dropout_p: float) -> bool:
-    """Whether the kernel can be used: on a GPU, dropping no probabilities, in heads of 16 or more."""
-    return q_BHND.is_cuda and not dropout_p and q_BHND.shape[-1] >= 16
+    """Whether the kernel can be used: a GPU that Triton compiles for, heads of 16 or more, no dropout."""
+    if not q_BHND.is_cuda or dropout_p or q_BHND.shape[-1] < 16 or q_BHND.dtype == torch.float64:
+        return False
+    return _has_triton() and torch.cuda.get_device_capability(q_BHND.device) >= (7, 0)
 
 
 def block_mask(allowed: Allowed, touched_BHIJ: Tensor, whole_BHIJ: Tensor, N: int) -> BlockMask:
@@ -58,5 +61,11 @@ def _listed(blocks_BHIJ: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @functools.cache
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+@functools.cache
 def _compiled() -> Callable[..., Any]:
-    return torch.compile(flex_attention, dynamic=True)
+    # In one graph or not at all: what dynamo runs eagerly instead would make an N x N tensor without a word.
+    return torch.compile(flex_attention, dynamic=True, fullgraph=True)

@@ -272,14 +272,15 @@ def window_attention(
     if radius >= N - 1:
         return row_attention(q_BHND, k_BHND, v_BHND, length_B, scaling=scaling, dropout_p=dropout_p)
     if flex.applies(q_BHND, dropout_p):
-        mask = _window_mask(B, N, radius, count, global_BN, length_B, device)
+        mask = _window_mask(B, N, radius, count, global_BN, length_B, device, keep=global_BN is None)
         return flex.attend(q_BHND, k_BHND, v_BHND, mask, scaling=scaling)
 
     short = max(DENSE_UP_TO, DENSE_WINDOWS * 2 * radius)
     if short >= N:
         # The same function as a masked dense attention, without the copies.
-        size = short if global_BN is None else N  # of every length one bias is a part
-        bias = _window_bias(size, radius, count, global_BN, q_BHND.dtype, device)[:, :N, :N]
+        keep = global_BN is None
+        size = min(short, 1 << (N - 1).bit_length()) if keep else N  # a larger bias serves many lengths
+        bias = _window_bias(size, radius, count, global_BN, q_BHND.dtype, device, keep=keep)[:, :N, :N]
         return row_attention(q_BHND, k_BHND, v_BHND, length_B, bias, scaling=scaling, dropout_p=dropout_p)
 
     # T blocks of the whole batch stand one after another; those that are all padding are left out.
@@ -288,6 +289,8 @@ def window_attention(
     which_T = torch.arange(B * blocks, device=device)
     if length_B is not None and not torch.compiler.is_compiling():
         which_T = which_T[which_T % blocks * block < length_B.repeat_interleave(blocks)]
+    if not len(which_T):
+        return torch.zeros_like(q_BHND)
     row_T = which_T // blocks
     everything = len(which_T) == B * blocks
 
@@ -313,6 +316,8 @@ def window_attention(
 
     # A group of blocks at a time, small enough for the processor's cache.
     size = max(1, _GROUP // k_TSHD[0].numel() // len(chunk))
+    if torch.compiler.is_compiling():  # one step to trace, whatever the length
+        size = len(which_T)
     k_groups, v_groups = _Reach.apply(k_TSHD, k_TGHD, side, size), _Reach.apply(v_TSHD, v_TGHD, side, size)
     outs = []
     groups = (q_TSHD.transpose(1, 2).split(size), k_groups, v_groups, reached_bias.split(size))

@@ -31,6 +31,7 @@ from bakeoff.errors import BakeoffError
 
 EPSILON = 1e-4  # of the paper's own code; relative to the largest feature, which is 1
 _CHUNK = 1 << 20  # features computed at a time, so that they stay in the processor's cache: 4 MiB in fp32
+_LEAST = 64  # tokens at a time, however many features they have
 
 
 class Performer(Attention):
@@ -85,20 +86,26 @@ class Performer(Attention):
                 exponent_BHN = exponent_BHN.masked_fill(padding, torch.finfo(wide).min / 2)
                 k, v_and_one = (x.masked_fill(padding[..., None], 0.0) for x in (k, v_and_one))
             projection_HDM = (self.projection_HMD.to(wide) * scaling**0.5).mT
-            size = N if q.is_cuda else max(1, _CHUNK // (q.shape[0] * q.shape[1] * self.num_features))
-            summed_BHMD = _sum(k, v_and_one, exponent_BHN, projection_HDM, size)
-            every = EPSILON * summed_BHMD.sum(-2, keepdim=True)
-            outs = []
-            for q_part in q.split(size, 2):
-                q_BHNM, _ = _exponential(q_part @ projection_HDM, (-1,))
-                out = q_BHNM @ summed_BHMD + every
-                # A row that is all padding has no features: its quotient is 0 / 0 without the bound.
-                out = out[..., :-1] / out[..., -1:].clamp_min(torch.finfo(wide).tiny)
-                outs.append(out.transpose(1, 2))
-            out = torch.cat(outs, 1).transpose(1, 2)
+            # Some rows at a time, and of them some tokens: features are the largest tensors here.
+            rows, size = self._portions(q)
+            parts = (x.split(rows) for x in (q, k, v_and_one, exponent_BHN))
+            out = torch.cat(
+                [
+                    _attend(q, k, v, exponent, projection_HDM, size)
+                    for q, k, v, exponent in zip(*parts, strict=True)
+                ]
+            )
         if dropout_p:
             out = F.dropout(out, dropout_p)
         return zero_padding(out.to(dtype), length_B)
+
+    def _portions(self, q_BHND: Tensor) -> tuple[int, int]:
+        """How many rows, and how many of their tokens, have features at a time: a few on an eager CPU."""
+        B, H, N, _ = q_BHND.shape
+        if q_BHND.device.type != "cpu" or torch.compiler.is_compiling():
+            return B, N
+        tokens = max(1, _CHUNK // (H * self.num_features))
+        return max(1, tokens // N), max(_LEAST, tokens)
 
     def flops(self, n: int) -> float:
         """4 H n M D for the features, 4 H n M (D + 1) for the products."""
@@ -106,22 +113,32 @@ class Performer(Attention):
         return 4.0 * layer.num_heads * n * self.num_features * (2 * layer.head_dim + 1)
 
 
-def _sum(
-    k_BHND: Tensor, v_and_one: Tensor, exponent_BHN: Tensor, projection_HDM: Tensor, size: int
+def _attend(
+    q_BHND: Tensor, k_BHND: Tensor, v_and_one: Tensor, exponent_BHN: Tensor, projection_HDM: Tensor, size: int
 ) -> Tensor:
-    """Σ (φ(k) + ε) [v, 1] + ε over all keys, (B, H, M, D + 1), `size` tokens at a time.
+    """(φ(q) + ε) (φ(k) + ε)ᵀ [v, 1], its last column divided out: (B, H, N, D), `size` tokens at a time.
 
-    (φ(q) + ε) (φ(k) + ε)ᵀ [v, 1] takes its epsilons from sums over few rows instead of from every feature.
-    Each part is offset by its own largest exponent, and brought to the largest of all in the end.
+    The epsilons are taken out of the features into sums over few rows. Keys are offset by the largest
+    exponent so far, and what was summed before is brought to it.
     """
-    sums, tops = [], []
+    B, H, _, M = *q_BHND.shape[:3], projection_HDM.shape[2]
+    summed_BHMD = q_BHND.new_zeros(B, H, M, v_and_one.shape[3])
+    largest = q_BHND.new_full((B, H, 1, 1), -torch.inf)
     parts = (x.split(size, 2) for x in (k_BHND, v_and_one, exponent_BHN))
     for k, v, exponent in zip(*parts, strict=True):
         k_BHNM, top = _exponential((k @ projection_HDM).add_(exponent[..., None]), (-2, -1))
-        sums.append(k_BHNM.mT @ v)
-        tops.append(top)
-    weights = (torch.stack(tops) - torch.stack(tops).amax(0)).exp()
-    return (torch.stack(sums) * weights).sum(0) + EPSILON * v_and_one.sum(-2, keepdim=True)
+        before, largest = largest, torch.maximum(largest, top)
+        summed_BHMD = summed_BHMD * (before - largest).exp() + k_BHNM.mT @ v * (top - largest).exp()
+    summed_BHMD = summed_BHMD + EPSILON * v_and_one.sum(-2, keepdim=True)
+    every = EPSILON * summed_BHMD.sum(-2, keepdim=True)
+    outs = []
+    for q in q_BHND.split(size, 2):
+        q_BHNM, _ = _exponential(q @ projection_HDM, (-1,))
+        out = q_BHNM @ summed_BHMD + every
+        # A row that is all padding has no features: its quotient is 0 / 0 without the bound.
+        out = out[..., :-1] / out[..., -1:].clamp_min(torch.finfo(out.dtype).tiny)
+        outs.append(out.transpose(1, 2))
+    return torch.cat(outs, 1).transpose(1, 2)
 
 
 def _exponential(x_BHNM: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:

@@ -39,7 +39,7 @@ def longformer(
     N = q.shape[2]
     if global_BN is None:
         global_BN = keep_BN & (keep_BN.cumsum(1) <= attention.global_tokens)
-    place = torch.arange(N)
+    place = torch.arange(N, device=q.device)
     near_NN = (place[:, None] - place).abs() <= attention.radius
     allowed = (near_NN | global_BN[:, None, None, :]) & keep_BN[:, None, None, :]
     out = _softmax(q @ k.mT * scaling, allowed) @ v
@@ -58,7 +58,7 @@ def bigbird(attention: BigBird, q: Tensor, k: Tensor, v: Tensor, keep_BN: Tensor
     """Softmax over the keys of allowed blocks, blocks counted over each row's real tokens."""
     B, H, N, _ = q.shape
     S, R = attention.block_size, attention.num_random_blocks
-    allowed = torch.zeros(B, H, N, N, dtype=torch.bool)
+    allowed = torch.zeros(B, H, N, N, dtype=torch.bool, device=q.device)
     for b in range(B):
         real = keep_BN[b].nonzero()[:, 0].tolist()
         blocks = -(-len(real) // S)
@@ -113,7 +113,7 @@ def linformer(
         if not n:
             continue
         slots = min(n, K)
-        means = torch.zeros(slots, n, dtype=q.dtype)
+        means = torch.zeros(slots, n, dtype=q.dtype, device=q.device)
         for token in range(n):
             means[token if n <= K else token * K // n, token] = 1
         tokens = means.sum(1)
@@ -122,7 +122,11 @@ def linformer(
         F = means + attention.value_projection_KN[:slots, :n].to(q.dtype)
         weights = (q[b][:, real] @ (E @ k[b][:, real]).mT * scaling + tokens.log()).softmax(-1)
         out = out.index_put(
-            (torch.tensor(b), torch.arange(q.shape[1])[:, None], real.nonzero()[:, 0]),
+            (
+                torch.tensor(b, device=q.device),
+                torch.arange(q.shape[1], device=q.device)[:, None],
+                real.nonzero()[:, 0],
+            ),
             weights @ (F @ v[b][:, real]),
         )
     return out
