@@ -10,7 +10,7 @@ import xml.etree.ElementTree as ElementTree
 import pytest
 import torch
 
-from bakeoff import bench, cli
+from bakeoff import bench, cli, rows
 from bakeoff.attention.base import Layer
 from bakeoff.attention.performer import Performer
 from bakeoff.bench import gate, measure, peers, picture, result, subjects, timing
@@ -89,6 +89,15 @@ def test_every_peer_equals_ours_and_the_gate_sees_a_changed_weight(name, level, 
         built.model.model.base_model.get_parameter("encoder.layer.0.attention.self.value.weight").mul_(1.01)
     with pytest.raises(BakeoffError, match=r"differs by .* no figure is given"):
         gate.equal_to_peer(spec, built, embeddings, row_lengths)
+
+
+@pytest.mark.parametrize("name", PEERS)
+def test_every_peer_equals_ours_row_by_row(name, monkeypatch):
+    monkeypatch.setattr(rows, "ONE_BY_ONE", 1)
+    peer = PEERS[name]
+    installed(peer.distribution)
+    spec = small(SMALL[peer.attention], level="encoder", row_lengths=(256, 100))
+    assert f"equals {peer.name}" in gate.equal_to_peer(spec, *pair(spec, peer))
 
 
 @pytest.mark.parametrize("level", ["attention", "encoder"])

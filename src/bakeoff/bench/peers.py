@@ -201,8 +201,10 @@ def _peer_blocks(model: BakeoffForMaskedLM, peer: Subject) -> Iterator[None]:
             blocks_B: Tensor, blocks: int, drawn: list[Tensor] = drawn, own: Any = own
         ) -> tuple[Tensor, Tensor]:
             attended, valid = own(blocks_B, blocks)
+            if blocks != drawn[0].shape[2] + 2:  # a shorter row by itself, which is not compared
+                return attended, valid
             random = drawn[0].shape[-1]
-            attended[:, :, 1:-1, -random:] = drawn[0]
+            attended[:, :, 1:-1, -random:] = drawn[0][: len(attended)]  # the draw is that of all rows
             # Every draw counts, also of the last block, which is global (see _DRAWS_LAST).
             valid[:, 1:-1, -random:] = True
             return attended, valid
