@@ -1,6 +1,7 @@
 """Shared by all tests: one thread, no network, the place of real data."""
 
 import os
+import sys
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -18,6 +19,23 @@ def data_dir() -> Path:
     if not (path / "sst2" / "train.parquet").is_file():
         pytest.skip("no mirror of the real tasks: set BAKEOFF_DATA_DIR")
     return path
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """Run a command line in this process: (exit code, stdout, stderr)."""
+    from bakeoff import cli
+
+    monkeypatch.setattr(cli.out, "_width", 200, raising=False)
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["bakeoff", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        captured = capsys.readouterr()
+        return ended.value.code or 0, captured.out, captured.err
+
+    return run
 
 
 @pytest.fixture(autouse=True)

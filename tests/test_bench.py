@@ -10,7 +10,7 @@ import xml.etree.ElementTree as ElementTree
 import pytest
 import torch
 
-from bakeoff import bench, cli, rows
+from bakeoff import bench, rows
 from bakeoff.attention.base import Layer
 from bakeoff.attention.performer import Performer
 from bakeoff.bench import gate, measure, peers, picture, result, subjects, timing
@@ -26,20 +26,6 @@ SMALL = {
     "linformer": "linformer:projected_length=32",
 }
 PEERS = {f"{peer.name} {peer.attention}": peer for peer in peers.PEERS}
-
-
-@pytest.fixture
-def call(monkeypatch, capsys):
-    """Run a command line in this process: (exit code, stdout, stderr)."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["bakeoff", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        captured = capsys.readouterr()
-        return ended.value.code or 0, captured.out, captured.err
-
-    return run
 
 
 def small(*attentions, **changes):
@@ -312,6 +298,12 @@ def test_bad_input_gives_one_line(call, tmp_path, monkeypatch):
         (["--attentions", "longformer:separate_global=false", "--against", "transformers"], "of their own"),
     ]:
         refused(call("bench", *arguments, *out), said)
+    (tmp_path / "file").write_text("kept")
+    refused(
+        call("bench", "--output-dir", tmp_path / "file"), "cannot write to", "choose another --output-dir"
+    )
+    refused(call("bench", "--output-dir", tmp_path / "file" / "below"), "cannot write to")
+    assert (tmp_path / "file").read_text() == "kept"
     if not torch.cuda.is_available():
         refused(call("bench", "--device", "cuda", *out), "no such device")
     installed("linformer")
@@ -345,6 +337,20 @@ def test_a_failing_gate_writes_and_prints_nothing(call, tmp_path, monkeypatch):
              "--output-dir", tmp_path / "out"),
         "dense and sdpa, 128 tokens: the output differs by",
     )  # fmt: skip
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_interrupted_benchmark_says_what_is_left(call, tmp_path, monkeypatch):
+    def interrupt(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(timing, "gemm_rate", interrupt)
+    code, _, stderr = call(
+        "bench", "--lengths", "64", "--attentions", "dense", "--hidden-size", 32, "--num-heads", 4,
+        "--output-dir", tmp_path / "out",
+    )  # fmt: skip
+    assert code == 130
+    assert stderr.splitlines() == ["interrupted; nothing was written"]
     assert not (tmp_path / "out").exists()
 
 

@@ -19,21 +19,6 @@ def shared(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def call(monkeypatch, capsys):
-    """Run a command line in this process: (exit code, stdout, stderr)."""
-    monkeypatch.setattr(cli.out, "_width", 200, raising=False)
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["bakeoff", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        captured = capsys.readouterr()
-        return ended.value.code or 0, captured.out, captured.err
-
-    return run
-
-
 def own(folder, **changes):
     files = {"train": folder / "train.csv", "eval": folder / "eval.csv", **changes}
     columns = ["--text-column", "text", "--label-column", "label"]

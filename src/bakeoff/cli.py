@@ -402,7 +402,7 @@ def bench(
 ) -> None:
     """Time mechanisms against the implementations people would otherwise use, once they are held equal."""
     from bakeoff import bench as benchmark
-    from bakeoff.bench.result import command_line, render_terminal
+    from bakeoff.bench.result import check_folder, command_line, render_terminal
 
     spec = benchmark.BenchSpec(
         level=level,
@@ -423,8 +423,9 @@ def bench(
         device=device,
         seed=seed,
     )
+    check_folder(output_dir)
     _quiet()
-    with _interruptible():
+    with _interruptible("nothing was written"):
         result = benchmark.bench(spec, command_line(sys.argv[1:]))
     render_terminal(result, out)
     for path in benchmark.write(result, output_dir):
@@ -504,11 +505,11 @@ def _spec(spec_file: Path | None, flags: dict[str, Any]) -> RunSpec:
 
 
 @contextlib.contextmanager
-def _interruptible() -> Iterator[None]:
+def _interruptible(left: str = "start it again to go on where it stopped") -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        err.print("interrupted; start it again to go on where it stopped")
+        err.print(f"interrupted; {left}")
         raise typer.Exit(130) from None
 
 

@@ -76,7 +76,8 @@ def _panel(
     svg.push_apart(lines, lowest=floor + _PANEL["bottom"] - 8)
     return {
         "title": title,
-        "unit": unit,
+        "x_title": "tokens",
+        "y_title": unit,
         "left": left,
         "right": right,
         "floor": floor,

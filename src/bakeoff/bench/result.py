@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shlex
 import statistics
 from collections.abc import Mapping, Sequence
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bakeoff.comparison.text import markdown_escape
+from bakeoff.errors import BakeoffError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -297,18 +299,28 @@ def _markdown_table(table: Table) -> str:
     return "\n".join(f"| {' | '.join(markdown_escape(cell) for cell in line)} |" for line in lines)
 
 
+def check_folder(output_dir: Path) -> None:
+    """Raise a BakeoffError, before anything is measured, where `write` could not write."""
+    there = next(path for path in (output_dir, *output_dir.absolute().parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise BakeoffError(f"cannot write to {output_dir}; choose another --output-dir.")
+
+
 def write(result: BenchResult, output_dir: Path) -> list[Path]:
     """`bench.json`, `bench.md` and, from two lengths on, `bench.svg` into a folder; returns their paths."""
     from bakeoff.bench.picture import picture
 
     drawn = picture(result)
-    output_dir.mkdir(parents=True, exist_ok=True)
     contents = {
         "bench.json": json.dumps(result.to_dict(), indent=2, ensure_ascii=False) + "\n",
         "bench.md": markdown(result, "bench.svg" if drawn else None),
     } | ({"bench.svg": drawn} if drawn else {})
-    for name, text in contents.items():
-        (output_dir / name).write_text(text, encoding="utf-8")
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        for name, text in contents.items():
+            (output_dir / name).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise BakeoffError(f"cannot write to {output_dir} ({error.strerror}).") from None
     return [output_dir / name for name in contents]
 
 

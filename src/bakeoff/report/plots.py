@@ -279,6 +279,8 @@ def _panel(group: Group, top: int) -> dict[str, Any]:
         "ceiling": ceiling,
         "x_ticks": [(x(tick), f"{tick:g}") for tick in x_ticks],
         "y_ticks": [(y(tick), f"{tick:g}") for tick in y_ticks],
+        "x_title": "training time, seconds",
+        "y_title": "accuracy, %",
         "baseline": y(100 * group.baseline),
         "points": points,
         "front": " ".join(f"{a},{b}" for a, b in path),

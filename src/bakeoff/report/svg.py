@@ -1,4 +1,4 @@
-"""What the SVG pictures share: colours, labels that do not meet, and the style of light and dark."""
+"""What the SVG pictures share: colours, labels that do not meet, and the frame of panels and axes."""
 
 from __future__ import annotations
 
@@ -30,6 +30,6 @@ def push_apart(points: Sequence[dict[str, Any]], lowest: float = math.inf) -> No
 
 
 def render(package: str, template: str, **values: Any) -> str:
-    """A template of `package`, all text escaped; it may include the shared `style.svg.html`."""
+    """A template of `package`, all text escaped; it may extend the shared `frame.svg.html`."""
     loader = ChoiceLoader([PackageLoader(package, "."), PackageLoader("bakeoff.report", ".")])
     return Environment(loader=loader, autoescape=True).get_template(template).render(values)
