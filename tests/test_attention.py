@@ -16,17 +16,18 @@ SMALL = {
     "longformer": {"window": 8, "global_tokens": 2},
     "bigbird": {"block_size": 4, "num_random_blocks": 1},
     "performer": {"num_features": 24},
+    "performer random": {"num_features": 24, "feature_map": "random"},
     "linformer": {"projected_length": 8},
 }
-MECHANISMS = sorted(ATTENTIONS)
+MECHANISMS = sorted(SMALL)
 H, D, E = 3, 8, 20
 
 
 def make(name, dtype=torch.float64, seed=0, index=1, max_length=128, **options):
     layer = Layer(index, H, H, D, E, max_length, seed)
     torch.manual_seed(7)  # only the linear projections of longformer draw from the global generator
-    attention = build(name, layer, SMALL[name] | options).to(dtype).eval()
-    if name == "linformer":  # away from the start, so that the learned part is tested
+    attention = build(name.split()[0], layer, SMALL[name] | options).to(dtype).eval()
+    if name == "linformer":  # away from the start, so that what is learned is tested
         for parameter in attention.parameters():
             torch.nn.init.normal_(parameter, std=0.2)
     return attention
@@ -39,16 +40,16 @@ def inputs(B, N, dtype=torch.float64, seed=0):
 
 
 def attend(attention, q, k, v, hidden, length=None, **kwargs):
-    if attention.needs_layer_input:
+    if "hidden_BNE" in attention.layer_inputs:
         kwargs["hidden_BNE"] = hidden
     return attention(q, k, v, length, scaling=D**-0.5, **kwargs)
 
 
 def expected(name, attention, q, k, v, hidden, length=None, **kwargs):
-    if attention.needs_layer_input:
+    if "hidden_BNE" in attention.layer_inputs:
         kwargs["hidden_BNE"] = hidden
     keep = real_tokens(torch.full((len(q),), q.shape[2]) if length is None else length, q.shape[2])
-    return REFERENCES[name](attention, q, k, v, keep, D**-0.5, **kwargs)
+    return REFERENCES[name.split()[0]](attention, q, k, v, keep, D**-0.5, **kwargs)
 
 
 def close(actual, wanted, tolerance=1e-10):
@@ -56,7 +57,7 @@ def close(actual, wanted, tolerance=1e-10):
 
 
 def test_every_mechanism_has_a_reference():
-    assert ATTENTIONS.keys() == REFERENCES.keys() == SMALL.keys()
+    assert ATTENTIONS.keys() == REFERENCES.keys() == {name.split()[0] for name in SMALL}
 
 
 @pytest.mark.parametrize("is_padded", [False, True])
@@ -84,7 +85,7 @@ def test_gradcheck(name):
     attention = make(name, window=2) if name == "longformer" else make(name)
     # performer's offset is detached: the quotient does not depend on it up to epsilon, which finite
     # differences see; its gradient is held to the reference above instead.
-    if name == "performer":
+    if name == "performer random":
         pytest.skip("the detached offset is not differentiated, on purpose")
     leaves = [x.requires_grad_() for x in inputs(1, 34 if name == "longformer" else 33)]
     length = torch.tensor([30])
@@ -267,9 +268,21 @@ def small_portions(monkeypatch):
 
 
 @pytest.mark.parametrize("is_padded", [False, True])
-@pytest.mark.parametrize("name", ["bigbird", "longformer", "performer"])
+@pytest.mark.parametrize("name", ["bigbird", "longformer", "performer", "performer random"])
 def test_portions_do_not_change_the_function(name, is_padded, small_portions):
     test_equals_reference_forward_and_every_gradient(name, 127, is_padded)
+
+
+def test_linformer_weighs_the_tokens_of_a_segment_and_nothing_else():
+    """However its pooling is weighted, a row that K covers is dense attention."""
+    attention = make("linformer", projected_length=16)
+    for learned in (attention.key_projection_KN, attention.value_projection_KN):
+        torch.nn.init.zeros_(learned)
+    q, k, v, hidden = inputs(2, 16)
+    close(attend(attention, q, k, v, hidden), attend(make("dense"), q, k, v, hidden))
+    long = inputs(2, 32)
+    plain = build("linformer", Layer(0, H, H, D, E, 128), {"projected_length": 16}).double()
+    assert (attend(attention, *long) - attend(plain, *long)).abs().max() > 0.01
 
 
 def test_linformer_starts_as_dense_and_then_as_segment_means():
@@ -277,7 +290,7 @@ def test_linformer_starts_as_dense_and_then_as_segment_means():
     attention = build("linformer", layer, {"projected_length": 16}).double()
     q, k, v, hidden = inputs(2, 64)
     short = [x[:, :, :16] for x in (q, k, v)]
-    close(attend(attention, *short, hidden), attend(make("dense"), *short, hidden))
+    close(attend(attention, *short, hidden[:, :16]), attend(make("dense"), *short, hidden))
     means = [x.unflatten(2, (16, 4)).mean(3) for x in (k, v)]
     close(attend(attention, q, k, v, hidden), attend(make("dense"), q, *means, hidden))
 
@@ -311,16 +324,16 @@ def test_performer_converges_to_softmax():
     dense = attend(make("dense"), q, k, v, hidden)
     errors = []
     for features in (16, 256, 4096):
-        attention = make("performer", num_features=features)
+        attention = make("performer random", num_features=features)
         errors.append((attend(attention, q, k, v, hidden) - dense).abs().mean().item())
     assert errors[0] > 2 * errors[1] > 4 * errors[2]
 
 
 def test_performer_rows_are_orthogonal_in_groups():
-    projection = make("performer").projection_HMD
+    projection = make("performer random").projection_HMD
     gram = projection[0, :D] @ projection[0, :D].T
     close(gram - torch.diag(gram.diagonal()), torch.zeros(D, D, dtype=gram.dtype), 1e-6)
-    lengths = make("performer", num_features=4096).projection_HMD.square().sum(-1)
+    lengths = make("performer random", num_features=4096).projection_HMD.square().sum(-1)
     assert abs(lengths.mean().item() - D) < 0.2
 
 
@@ -401,10 +414,10 @@ def test_flops_are_those_counted_and_linear(name):
 @pytest.mark.parametrize("name", MECHANISMS)
 def test_state_round_trips_and_starts_as_declared(name):
     layer = Layer(1, H, H, D, E, 64)
-    attention = build(name, layer, SMALL[name])
+    attention = build(name.split()[0], layer, SMALL[name])
     for key, value in attention.initial_state().items():
         close(attention.state_dict()[key], value, 0)
-    again = build(name, replace(layer, seed=5), SMALL[name])
+    again = build(name.split()[0], replace(layer, seed=5), SMALL[name])
     again.load_state_dict(attention.state_dict())
     x = inputs(1, 60, torch.float32)
     if name != "bigbird":  # its pattern is no state: it follows the seed, which the config keeps
@@ -432,6 +445,9 @@ def test_options_are_checked():
         ("bigbird", {"block_size": 0}),
         ("bigbird", {"num_random_blocks": -1}),
         ("performer", {"num_features": 0}),
+        ("performer", {"num_features": 7}),
+        ("performer", {"feature_map": "relu"}),
+        ("performer random", {"num_features": 0}),
         ("linformer", {"projected_length": 0}),
     ]:
         with pytest.raises(BakeoffError):

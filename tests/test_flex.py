@@ -27,12 +27,12 @@ def inputs(B, N, device="cpu", dtype=torch.float32):
 
 
 def call(attention, q, k, v, hidden, length):
-    extra = {"hidden_BNE": hidden} if attention.needs_layer_input else {}
+    extra = {"hidden_BNE": hidden} if "hidden_BNE" in attention.layer_inputs else {}
     return attention(q, k, v, length, scaling=D**-0.5, **extra)
 
 
 def expected(name, attention, q, k, v, hidden, length):
-    extra = {"hidden_BNE": hidden} if attention.needs_layer_input else {}
+    extra = {"hidden_BNE": hidden} if "hidden_BNE" in attention.layer_inputs else {}
     full = torch.full((len(q),), q.shape[2], device=q.device)
     keep_BN = real_tokens(full if length is None else length, q.shape[2])
     return REFERENCES[name](attention, q, k, v, keep_BN, D**-0.5, **extra)

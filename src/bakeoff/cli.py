@@ -54,6 +54,7 @@ FLAGS: dict[str, tuple[str, str]] = {
         "--extend-positions/--no-extend-positions",
         "Copy learned positions where --max-length exceeds them.",
     ),
+    "recipe": ("--recipe", "What is done before fine-tuning; bakeoff ls recipes lists them."),
     "learning_rate": ("--learning-rate", "By default 2e-5, and 1e-4 for encoders of hidden size up to 512."),
     "per_device_train_batch_size": ("--per-device-train-batch-size", "Rows a step and device."),
     "per_device_eval_batch_size": ("--per-device-eval-batch-size", "Rows a batch in evaluation."),
@@ -350,7 +351,7 @@ def check(spec_file: SpecFile = None, *, flags: dict[str, Any]) -> None:
             part: f"{split.rows:,} of {split.rows_available:,} rows; {_lengths(split)}"
             for part, split in data.splits.items()
         },
-        "training": f"learning_rate {prepared.spec.learning_rate:g}, batch "
+        "training": f"recipe {spec.recipe}, learning_rate {prepared.spec.learning_rate:g}, batch "
         f"{spec.per_device_train_batch_size} x {spec.gradient_accumulation_steps}, "
         f"{prepared.spec.num_train_epochs:g} epochs",
         "done": "yes" if _finished(spec) else "no",
@@ -440,13 +441,15 @@ Examples:
 
     bakeoff ls attentions
 
+    bakeoff ls recipes
+
     bakeoff ls runs
 """
 )
 def ls(
-    what: Annotated[str, typer.Argument(help="tasks, attentions, or a folder of runs.")] = "tasks",
+    what: Annotated[str, typer.Argument(help="tasks, attentions, recipes, or a folder of runs.")] = "tasks",
 ) -> None:
-    """List the tasks, the attentions with their options, or the runs in a folder."""
+    """List the tasks, the attentions with their options, the recipes, or the runs in a folder."""
     table = Table(box=None)
     if what == "tasks":
         from bakeoff import tasks
@@ -464,6 +467,10 @@ def ls(
             }
             for name, mechanism in ATTENTIONS.items()
         ]
+    elif what == "recipes":
+        from bakeoff.recipes import RECIPES
+
+        rows = [{"name": name, "what": recipe.description} for name, recipe in RECIPES.items()]
     else:
         from bakeoff import runs
 

@@ -243,7 +243,7 @@ def _attend(
     if mechanism.dropout is not None:
         dropout = mechanism.dropout if module.training else 0.0
     if global_attention_mask is not None and not (
-        mechanism.needs_layer_input or isinstance(mechanism, Window)
+        "global_BN" in mechanism.layer_inputs or isinstance(mechanism, Window)
     ):
         raise ValueError(
             f"global_attention_mask is for longformer; {type(mechanism).__name__} has no global tokens."
@@ -276,13 +276,13 @@ def _extra(
         for arguments, value in zip(extra, values, strict=True):
             arguments[name] = value
 
-    if given:
+    if "hidden_BNE" in mechanism.layer_inputs and given:
         add("hidden_BNE", rows.to_rows(given["hidden"]))
-    if given.get("rotary"):
+    if "rotary" in mechanism.layer_inputs and given.get("rotary"):
         shape = given["hidden"].shape[:2]
         parts = (rows.to_rows(part.expand(*shape, -1)) for part in given["rotary"])
         add("rotary", zip(*parts, strict=True))
-    if mechanism.needs_layer_input and global_attention_mask is not None:
+    if "global_BN" in mechanism.layer_inputs and global_attention_mask is not None:
         add("global_BN", rows.mask_to_rows(global_attention_mask.bool()))
     for name, projection in zip(("key", "value"), given.get("projections", ()), strict=False):
         add(name, [projection] * len(extra))
@@ -329,30 +329,28 @@ class _Later(nn.Linear):
         return x.new_zeros(()).expand(*x.shape[:-1], self.out_features)
 
 
-def _project_later(
-    names: Sequence[str], module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+def _remember_input(
+    later: Sequence[str], module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> None:
-    """Before a layer whose mechanism may project keys and values itself: let it, if they are as they were.
+    """Leave the layer's input with the mechanism. A pre-hook, since it survives checkpointing and compile.
 
-    Adapters and quantisation put other modules in their places; rotation comes after the projection.
+    A mechanism that may project keys and values itself is let to, if the projections named `later` are as
+    they were: adapters and quantisation put others in their places, and rotation comes after the projection.
     """
-    mechanism, projections = getattr(module, NAME), [getattr(module, name) for name in names]
-    hidden, rows = args[0] if args else kwargs["hidden_states"], kwargs.get("rows")
+    mechanism, projections = getattr(module, NAME), [getattr(module, name) for name in later]
+    hidden, rotary = args[0] if args else kwargs["hidden_states"], kwargs.get("position_embeddings")
+    mechanism.layer_input = {"hidden": hidden, "rotary": rotary}
+    if not projections:
+        return
+    rows = kwargs.get("rows")
     n = rows.longest if isinstance(rows, Packed) else hidden.shape[1]
     plain = all(type(projection) is _Later for projection in projections)
-    later = plain and kwargs.get("position_embeddings") is None and mechanism.projects_later(n)
+    waits = plain and rotary is None and mechanism.projects_later(n)
+    if waits:
+        mechanism.layer_input["projections"] = projections
     # Said anew for every call: one that broke off may have left its own word behind.
-    mechanism.layer_input = {"hidden": hidden, "projections": projections} if later else {}
     for projection in projections:
-        projection.waits = later
-
-
-def _remember_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Leave the layer's input with the mechanism. A pre-hook, since it survives checkpointing and compile."""
-    getattr(module, NAME).layer_input = {
-        "hidden": args[0] if args else kwargs["hidden_states"],
-        "rotary": kwargs.get("position_embeddings"),
-    }
+        projection.waits = waits
 
 
 def _find_rows(packs: bool, encoder: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -431,13 +429,13 @@ class _Bakeoff(PreTrainedModel):
         mechanism.dropout = self.config.attention_dropout
         module = self.model.get_submodule(site.path)
         module.add_module(NAME, mechanism)
-        if mechanism.needs_layer_input:
-            module.register_forward_pre_hook(_remember_input, with_kwargs=True)
-        names = PROJECTIONS.get(encoder_config.model_type, ())[1:]
-        if mechanism.projects_later(self.max_tokens) and names:
-            for name in names:
-                module.add_module(name, _Later.of(module.get_submodule(name)))
-            module.register_forward_pre_hook(functools.partial(_project_later, names), with_kwargs=True)
+        later: tuple[str, ...] = ()
+        if mechanism.projects_later(self.max_tokens):
+            later = PROJECTIONS.get(encoder_config.model_type, ())[1:]
+        for name in later:
+            module.add_module(name, _Later.of(module.get_submodule(name)))
+        if mechanism.layer_inputs:
+            module.register_forward_pre_hook(functools.partial(_remember_input, later), with_kwargs=True)
 
     def mechanisms(self) -> list[mechanisms.Attention]:
         """The mechanism of each attention layer, in order."""

@@ -18,7 +18,7 @@ from typing import Any, Literal
 from bakeoff.errors import BakeoffError
 from bakeoff.spec import RunSpec
 
-SCHEMA = 1
+SCHEMA = 2  # 2: transfer
 RECORD = "run.json"
 PREDICTIONS = "predictions.parquet"
 MODEL = "model"
@@ -76,6 +76,21 @@ class Model:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Transfer:
+    """The stage before fine-tuning in which the mechanisms' state learnt to match dense attention."""
+
+    steps: int
+    rows: int  # training texts read, without their labels
+    seconds: float  # part of the cost's train_seconds
+    history: tuple[Mapping[str, float], ...]  # step, error: relative squared error, mean over layers
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Transfer:
+        """Read what `dataclasses.asdict` gave."""
+        return typing.cast(Transfer, _read(cls, values, "transfer"))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Cost:
     """What the run took: seconds of wall time; the process's peak resident set, or the device's peak."""
 
@@ -107,7 +122,8 @@ class RunRecord:
     metrics: Mapping[str, Metric] = dataclasses.field(default_factory=dict)  # on eval: accuracy, f1, loss
     train_loss: float | None = None
     cost: Cost | None = None
-    history: tuple[Mapping[str, float], ...] = ()  # of training, as Trainer logs: step, epoch, loss …
+    transfer: Transfer | None = None  # None: the recipe has no such stage, or the mechanism nothing to learn
+    history: tuple[Mapping[str, float], ...] = ()  # of fine-tuning, as Trainer logs: step, epoch, loss …
     schema: int = SCHEMA
 
     def to_dict(self) -> dict[str, Any]:

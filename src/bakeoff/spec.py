@@ -102,7 +102,8 @@ class RunSpec:
     max_length: int | None = None
     extend_positions: bool = False  # copy learned positions where max_length exceeds them
 
-    # How: names and meanings of transformers.TrainingArguments.
+    # How: a recipe by name, then names and meanings of transformers.TrainingArguments.
+    recipe: str = "transfer"
     learning_rate: float | None = None
     per_device_train_batch_size: int = 32
     per_device_eval_batch_size: int = 64

@@ -19,21 +19,20 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
     SchedulerType,
-    Trainer,
     TrainerCallback,
     TrainerControl,
     TrainerState,
     TrainingArguments,
     set_seed,
 )
-from transformers.trainer_callback import ExportableState, PrinterCallback, ProgressCallback
+from transformers.trainer_callback import ExportableState
 
-from bakeoff import checkpoints, encode, env, metrics, predict, runs, tasks
+from bakeoff import checkpoints, encode, env, metrics, predict, recipes, runs, tasks, transfer
 from bakeoff.attention import Attention
 from bakeoff.attention.longformer import Window
-from bakeoff.batching import LengthGroupedSampler
 from bakeoff.errors import BakeoffError, unknown
 from bakeoff.spec import RunSpec
+from bakeoff.trainer import LengthGroupedTrainer, arguments
 
 CHECKPOINTS = "checkpoints"
 _PREVIEW = 400  # characters of each evaluation text kept with its prediction
@@ -89,6 +88,7 @@ def prepare(spec: RunSpec) -> Prepared:
 def resolve(spec: RunSpec) -> tuple[RunSpec, checkpoints.Base]:
     """Fill in what the encoder decides: `max_length`, `learning_rate`, `num_train_epochs`."""
     base = checkpoints.inspect(spec.model_name_or_path, spec.attention.name, spec.attention.options)
+    recipes.get(spec.recipe)
     if spec.lr_scheduler_type not in (known := [s.value for s in SchedulerType]):
         raise unknown("lr_scheduler_type", spec.lr_scheduler_type, known)
     max_length = min(512, base.max_tokens) if spec.max_length is None else spec.max_length
@@ -200,21 +200,21 @@ def _train(
     rows, epochs = len(task.train.labels), spec.num_train_epochs
     assert epochs is not None  # noqa: S101  # resolved
     batch = spec.per_device_train_batch_size * spec.gradient_accumulation_steps
-    meter = _Meter(every=max(1, round(math.ceil(rows / batch) * epochs / _CURVE_POINTS)))
-    trainer = _Trainer(
+    checkpoint = _last_checkpoint(folder / CHECKPOINTS)
+    transferred = _transfer(prepared, model, folder / CHECKPOINTS, checkpoint is not None, progress)
+    meter = _Meter(
+        seconds=transferred.seconds if transferred else 0.0,
+        every=max(1, round(math.ceil(rows / batch) * epochs / _CURVE_POINTS)),
+    )
+    trainer = LengthGroupedTrainer(
         model,
-        _arguments(spec, folder, progress),
+        _arguments(spec, folder),
         train_dataset=prepared.train.dataset,
         data_collator=DataCollatorWithPadding(tokenizer),
         processing_class=tokenizer,
         callbacks=[meter],
+        progress=progress,
     )
-    # Trainer's own reporters print a mapping at every point of the curve.
-    trainer.remove_callback(PrinterCallback)
-    trainer.remove_callback(ProgressCallback)
-    if progress:
-        trainer.add_callback(_Progress)
-    checkpoint = _last_checkpoint(folder / CHECKPOINTS)
     try:
         trainer.train(resume_from_checkpoint=checkpoint)
     except Exception as error:
@@ -254,6 +254,7 @@ def _train(
         status="ok",
         metrics=metrics.compute((*task.metrics, "loss"), task.eval.labels, logits.numpy()),
         train_loss=meter.mean_loss(trainer.state),
+        transfer=transferred,
         cost=runs.Cost(
             train_seconds=meter.seconds,
             train_tokens_per_second=train_tokens * epochs / meter.seconds,
@@ -273,10 +274,34 @@ def _train(
     )
 
 
-def _arguments(spec: RunSpec, folder: Path, progress: bool) -> TrainingArguments:
+def _transfer(
+    prepared: Prepared, model: PreTrainedModel, folder: Path, resumes: bool, progress: bool
+) -> runs.Transfer | None:
+    """The recipe's attention transfer; a run that resumes has it in its weights, and its account on disk."""
+    account = folder / "transfer.json"
+    if resumes:
+        return runs.Transfer.from_dict(json.loads(account.read_text())) if account.exists() else None
+    spec = prepared.spec
+    made = transfer.transfer(
+        model,
+        prepared.tokenizer,
+        prepared.train.dataset,
+        recipes.get(spec.recipe),
+        folder,
+        seed=spec.seed,
+        bf16=spec.bf16,
+        progress=progress,
+    )
+    if made is not None:
+        folder.mkdir(exist_ok=True)
+        runs.write_json(account, dataclasses.asdict(made))
+    return made
+
+
+def _arguments(spec: RunSpec, folder: Path) -> TrainingArguments:
     assert spec.learning_rate is not None  # noqa: S101  # resolved
     assert spec.num_train_epochs is not None  # noqa: S101
-    return TrainingArguments(
+    return arguments(
         output_dir=str(folder / CHECKPOINTS),
         learning_rate=spec.learning_rate,
         per_device_train_batch_size=spec.per_device_train_batch_size,
@@ -294,35 +319,7 @@ def _arguments(spec: RunSpec, folder: Path, progress: bool) -> TrainingArguments
         save_strategy="steps",
         save_steps=spec.save_steps,
         save_total_limit=1,
-        use_cpu=not torch.cuda.is_available(),
-        dataloader_pin_memory=torch.cuda.is_available(),
-        report_to="none",
-        disable_tqdm=not progress,
     )
-
-
-class _Trainer(Trainer):
-    """Trainer with our order of rows."""
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> LengthGroupedSampler:
-        batch = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
-        return LengthGroupedSampler(self.train_dataset["length"], batch, self.args.seed)
-
-
-class _Progress(ProgressCallback):
-    """A bar with the current loss on it."""
-
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        """Show the loss on the bar."""
-        if self.training_bar is not None and logs and "loss" in logs:
-            self.training_bar.set_postfix(loss=f"{float(logs['loss']):.3f}")
 
 
 class _Meter(TrainerCallback, ExportableState):

@@ -48,8 +48,9 @@ class Attention(nn.Module):
     """A mechanism: options are the constructor's keywords, state is its parameters and buffers."""
 
     paper: str
-    #: True if `forward` takes the layer's input beside q, k and v: `hidden_BNE`, `rotary` and `global_BN`.
-    needs_layer_input = False
+    #: What `forward` takes beside q, k and v, of: `hidden_BNE`, the layer's input; `rotary`, cos and sin
+    #: where the encoder rotates; `global_BN`, the user's global tokens.
+    layer_inputs: frozenset[str] = frozenset()
 
     #: What `forward` is to receive in the coming call, left here by the bridge.
     layer_input: dict[str, Any]
@@ -77,6 +78,10 @@ class Attention(nn.Module):
     def initial_state(self) -> dict[str, Tensor]:
         """The values this mechanism's own raw tensors start from, by name; deterministic by seed."""
         return {}
+
+    def transferable(self) -> list[nn.Parameter]:
+        """What attention transfer (`bakeoff.transfer`) may fit before fine-tuning; nothing by default."""
+        return []
 
     def flops(self, n: int) -> float:
         """Multiply-adds times two of one sequence of `n` tokens, forward, without the projections."""

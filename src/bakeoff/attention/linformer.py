@@ -8,13 +8,17 @@ Cost: 4 H D N K operations for the projections, 4 H D N K for the attention; mem
 
 Differs from the paper in where the projections start and in what they index. A row with n real tokens uses
 
-    softmax(scaling · q (E k)ᵀ + log c) (F v),    E = S_n + Δ_E,    F = S_n + Δ_F
+    softmax(scaling · q (E k)ᵀ + log c) (F v),    E = S_n(x · u_E) + Δ_E,    F = S_n(x · u_F) + Δ_F
 
-where S_n takes the means of K segments of the row's own n tokens (the identity while n <= K), c counts the
-tokens of each segment (where K divides n they are equal, and log c cancels), and the learned Δ,
-(K, max_length), starts at zero. So a converted model starts as dense attention while n <= K and as attention
-over segment means beyond, instead of from noise. Columns count real tokens, so padding has none, on either
-side; slots that no token falls into are left out of the softmax. Any E of the paper's is S_N + Δ_E at n = N.
+where S_n(w) takes means of K segments of the row's own n tokens (the identity while n <= K), weighted within
+a segment by softmax(w); c counts the tokens of each segment (where K divides n they are equal, and log c
+cancels); x is the layer's input; and the learned u, (E,), and Δ, (K, max_length), start at zero. So a
+converted model starts as dense attention while n <= K and as attention over plain segment means beyond,
+instead of from noise. Columns count real tokens, so padding has none, on either side; slots that no token
+falls into are left out of the softmax. Any E of the paper's is S_N(0) + Δ_E at n = N. That a projection may
+depend on the tokens is the idea of Zhu et al., 2021, "Long-Short Transformer",
+https://arxiv.org/abs/2107.02192, equation 4; here it chooses within a segment, and it is what attention
+transfer (`bakeoff.transfer`) fits.
 
 Peers: `linformer` has no mask and `linformer-pytorch` wants N to equal its input size; here any row up to
 `max_length` tokens is right.
@@ -43,6 +47,7 @@ class Linformer(Attention):
     """
 
     paper = "https://arxiv.org/abs/2006.04768"
+    layer_inputs = frozenset({"hidden_BNE"})
 
     def __init__(self, layer: Layer, *, projected_length: int = 128) -> None:
         super().__init__(layer)
@@ -51,11 +56,16 @@ class Linformer(Attention):
         self.projected_length = projected_length
         self.key_projection_KN = nn.Parameter(torch.zeros(projected_length, layer.max_length))
         self.value_projection_KN = nn.Parameter(torch.zeros(projected_length, layer.max_length))
+        self.key_pooling_E = nn.Parameter(torch.zeros(layer.hidden_size))
+        self.value_pooling_E = nn.Parameter(torch.zeros(layer.hidden_size))
 
     def initial_state(self) -> dict[str, Tensor]:
         """Zeros: the projections start as segment means."""
-        zeros = torch.zeros(self.projected_length, self.layer.max_length)
-        return {"key_projection_KN": zeros, "value_projection_KN": zeros}
+        return {name: torch.zeros(parameter.shape) for name, parameter in self.named_parameters()}
+
+    def transferable(self) -> list[nn.Parameter]:
+        """What weighs the tokens of a segment. The position-bound Δ learn too little from one pass."""
+        return [self.key_pooling_E, self.value_pooling_E]
 
     def forward(
         self,
@@ -79,7 +89,7 @@ class Linformer(Attention):
             length_B: real tokens of each row.
             scaling: multiplies q · k.
             dropout_p: dropout on the attention probabilities.
-            hidden_BNE: the layer's input, for `key` and `value`.
+            hidden_BNE: the layer's input.
             key: the layer's key projection, affine in its input.
             value: its value projection.
         """
@@ -89,14 +99,19 @@ class Linformer(Attention):
                 f"linformer: {N} tokens, but its projections hold {self.layer.max_length}; "
                 "convert the encoder with a larger max_length."
             )
-        means_BKN, tokens_BK = segment_means(length_B, N, self.projected_length, q_BHND)
+        if hidden_BNE is None:
+            raise ValueError("linformer needs the layer's input, hidden_BNE.")
+        slot_BN, tokens_BK = segments(length_B, N, self.projected_length, q_BHND.device)
         K = tokens_BK.shape[1]
 
-        def project(x_BHND: Tensor, learned_KN: Tensor, linear: Projection | None) -> Tensor:
+        def project(
+            x_BHND: Tensor, learned_KN: Tensor, pooling_E: Tensor, linear: Projection | None
+        ) -> Tensor:
+            means_BKN = segment_means(hidden_BNE @ pooling_E.to(hidden_BNE.dtype), slot_BN, length_B, K)
             sequence_BKN = means_BKN + learned_KN[:K, :N].to(means_BKN.dtype)
             if length_B is not None:
                 sequence_BKN = sequence_BKN * real_tokens(length_B, N)[:, None]
-            if linear is None or hidden_BNE is None:
+            if linear is None:
                 # The heads share the projection: one product for all of them, over (H D) columns.
                 x_BKE = sequence_BKN @ x_BHND.transpose(1, 2).flatten(2)
             else:
@@ -106,8 +121,8 @@ class Linformer(Attention):
                 x_BKE = x_BKE + (sequence_BKN.sum(-1, keepdim=True) - 1) * bias_E
             return x_BKE.unflatten(2, (H, -1)).transpose(1, 2)
 
-        k_BHKD = project(k_BHND, self.key_projection_KN, key)
-        v_BHKD = project(v_BHND, self.value_projection_KN, value)
+        k_BHKD = project(k_BHND, self.key_projection_KN, self.key_pooling_E, key)
+        v_BHKD = project(v_BHND, self.value_projection_KN, self.value_pooling_E, value)
         bias = None
         if length_B is not None or N % K:
             # A slot stands for as many keys as it has tokens: exp(q · mean) counts that often.
@@ -131,19 +146,31 @@ class Linformer(Attention):
         return n > self.projected_length
 
 
-def segment_means(length_B: Tensor | None, N: int, segments: int, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows that take the mean of each of `segments` parts of a row's real tokens, as equal as can be.
+def segments(length_B: Tensor | None, N: int, count: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Which of `count` parts, as equal as can be, each of a row's real tokens falls into.
 
     Returns:
-        (B, K, N) of the type of `like`, with K = min(segments, N), the identity on rows no longer than
-        `segments`; and the tokens of each part, (B, K). B is 1 where nothing is padded.
+        (B, N), in order from 0, each token its own part in rows no longer than `count`, 0 at padding; and the
+        tokens of each part, (B, K), with K = min(count, N). B is 1 where nothing is padded.
     """
-    place_N = torch.arange(N, device=like.device)
+    place_N = torch.arange(N, device=device)
     length_B1 = place_N.new_full((1, 1), N) if length_B is None else length_B[:, None]
-    slot_BN = torch.where(length_B1 <= segments, place_N, place_N * segments // length_B1.clamp(min=1))
+    slot_BN = torch.where(length_B1 <= count, place_N, place_N * count // length_B1.clamp(min=1))
     real_BN = place_N < length_B1
     slot_BN = slot_BN.where(real_BN, 0)
-    tokens_BK = slot_BN.new_zeros(len(slot_BN), min(segments, N)).scatter_add_(1, slot_BN, real_BN.long())
-    share_BN = tokens_BK.gather(1, slot_BN).clamp(min=1).to(like.dtype).reciprocal().where(real_BN, 0.0)
-    means_BKN = share_BN.new_zeros(*tokens_BK.shape, N)
-    return means_BKN.scatter_(1, slot_BN[:, None], share_BN[:, None]), tokens_BK
+    return slot_BN, slot_BN.new_zeros(len(slot_BN), min(count, N)).scatter_add_(1, slot_BN, real_BN.long())
+
+
+def segment_means(weight_BN: Tensor, slot_BN: Tensor, length_B: Tensor | None, K: int) -> Tensor:
+    """Rows that take a mean over each part's tokens, weighted by softmax(weight) within it: (B, K, N)."""
+    slot_BN = slot_BN.expand_as(weight_BN)
+    if length_B is not None:
+        weight_BN = weight_BN.masked_fill(~real_tokens(length_B, weight_BN.shape[1]), -torch.inf)
+    top_BK = weight_BN.new_full((len(weight_BN), K), torch.finfo(weight_BN.dtype).min)
+    top_BK = top_BK.scatter_reduce(1, slot_BN, weight_BN.detach(), "amax")
+    share_BN = (weight_BN - top_BK.gather(1, slot_BN)).exp()
+    sum_BK = torch.zeros_like(top_BK).scatter_add(1, slot_BN, share_BN)
+    # A row that is all padding has no part with a token in it.
+    share_BN = share_BN / sum_BK.gather(1, slot_BN).clamp(min=torch.finfo(sum_BK.dtype).tiny)
+    means_BKN = share_BN.new_zeros(*top_BK.shape, weight_BN.shape[1])
+    return means_BKN.scatter(1, slot_BN[:, None], share_BN[:, None])

@@ -58,7 +58,7 @@ class Longformer(Attention):
     """
 
     paper = "https://arxiv.org/abs/2004.05150"
-    needs_layer_input = True
+    layer_inputs = frozenset({"hidden_BNE", "rotary", "global_BN"})
 
     def __init__(
         self, layer: Layer, *, window: int = 512, global_tokens: int = 1, separate_global: bool = True

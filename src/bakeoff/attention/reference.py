@@ -8,6 +8,7 @@ Rows at padding are zero.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -83,27 +84,37 @@ def performer(
     attention: Performer, q: Tensor, k: Tensor, v: Tensor, keep_BN: Tensor, scaling: float
 ) -> Tensor:
     """Weights φ(q) · φ(k), normalised over real keys."""
-    projection = attention.projection_HMD.to(q.dtype)
-
-    def exponents(x: Tensor) -> Tensor:
-        return torch.einsum("bhnd,hmd->bhnm", x * scaling**0.5, projection)
-
-    # A query's own |q|²/2 would cancel in the quotient.
-    features_q = (exponents(q) - exponents(q).amax(-1, keepdim=True).detach()).exp() + EPSILON
     real = keep_BN[:, None, :, None]
-    exponents_k = (exponents(k) - scaling * (k**2).sum(-1, keepdim=True) / 2).where(
-        real, torch.finfo(k.dtype).min
-    )
-    features_k = ((exponents_k - exponents_k.amax((2, 3), keepdim=True).detach()).exp() + EPSILON).where(
-        real, 0.0
-    )
-    weights = features_q @ features_k.mT
+
+    def project(x: Tensor, projection: Any) -> Tensor:
+        return torch.einsum("bhnd,hmd->bhnm", x * scaling**0.5, projection.to(q.dtype))
+
+    if attention.learned:
+        features_q, features_k = (
+            torch.cat((x.softmax(-1), (-x).softmax(-1)), -1)
+            for x in (project(q, attention.query_projection_HMD), project(k, attention.key_projection_HMD))
+        )
+    else:
+        # A query's own |q|²/2 would cancel in the quotient.
+        exponents_q = project(q, attention.projection_HMD)
+        exponents_k = project(k, attention.projection_HMD) - scaling * (k**2).sum(-1, keepdim=True) / 2
+        exponents_k = exponents_k.where(real, torch.finfo(k.dtype).min)
+        features_q = (exponents_q - exponents_q.amax(-1, keepdim=True).detach()).exp()
+        features_k = (exponents_k - exponents_k.amax((2, 3), keepdim=True).detach()).exp()
+    weights = (features_q + EPSILON) @ (features_k + EPSILON).where(real, 0.0).mT
     total = weights.sum(-1, keepdim=True)
     return weights / total.where(total > 0, 1.0) @ v * real
 
 
 def linformer(
-    attention: Linformer, q: Tensor, k: Tensor, v: Tensor, keep_BN: Tensor, scaling: float
+    attention: Linformer,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    keep_BN: Tensor,
+    scaling: float,
+    *,
+    hidden_BNE: Tensor,
 ) -> Tensor:
     """Row by row, on real tokens alone: softmax(q (E k)ᵀ + log tokens) (F v), E = segment means + learned."""
     K = attention.projected_length
@@ -113,13 +124,18 @@ def linformer(
         if not n:
             continue
         slots = min(n, K)
-        means = torch.zeros(slots, n, dtype=q.dtype, device=q.device)
+        member = torch.zeros(slots, n, dtype=torch.bool, device=q.device)
         for token in range(n):
-            means[token if n <= K else token * K // n, token] = 1
-        tokens = means.sum(1)
-        means = means / tokens[:, None]
-        E = means + attention.key_projection_KN[:slots, :n].to(q.dtype)
-        F = means + attention.value_projection_KN[:slots, :n].to(q.dtype)
+            member[token if n <= K else token * K // n, token] = True
+        tokens = member.sum(1).to(q.dtype)
+        E, F = (
+            (hidden_BNE[b, real] @ pooling.to(q.dtype)).where(member, -torch.inf).softmax(-1)
+            + learned[:slots, :n].to(q.dtype)
+            for pooling, learned in (
+                (attention.key_pooling_E, attention.key_projection_KN),
+                (attention.value_pooling_E, attention.value_projection_KN),
+            )
+        )
         weights = (q[b][:, real] @ (E @ k[b][:, real]).mT * scaling + tokens.log()).softmax(-1)
         out = out.index_put(
             (

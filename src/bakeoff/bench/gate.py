@@ -120,7 +120,7 @@ def equal_to_reference(spec: BenchSpec, attention: AttentionSpec) -> str:
             parameter.normal_(std=parameter.shape[-1] ** -0.5)
     q, k, v, cotangent = torch.randn(4, 2, 2, n, size).unbind()
     hidden = torch.randn(2, n, 2 * size)
-    extra = {"hidden_BNE": hidden} if mechanism.needs_layer_input else {}
+    extra = {"hidden_BNE": hidden} if "hidden_BNE" in mechanism.layer_inputs else {}
 
     def values(length_B: Tensor | None, by_reference: bool) -> dict[str, Tensor]:
         device = torch.device("cpu" if by_reference else spec.device)
@@ -135,7 +135,7 @@ def equal_to_reference(spec: BenchSpec, attention: AttentionSpec) -> str:
         else:
             given = None if length_B is None else length_B.to(device)
             out = module(*inputs[:3], given, scaling=size**-0.5, **layer_input)
-        named |= {name: p for name, p in module.named_parameters() if p.dim() == 2}
+        named |= {name: p for name, p in module.named_parameters() if not name.endswith("bias")}
         gradients = torch.autograd.grad(out, [*named.values()], cotangent.to(device))
         found = {"output": out.detach()} | {
             f"gradient of {name}": gradient for name, gradient in zip(named, gradients, strict=True)

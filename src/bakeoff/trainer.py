@@ -1,0 +1,53 @@
+"""What the stages of a run share: transformers' Trainer with our order of rows, and a quiet bar."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+from bakeoff.batching import LengthGroupedSampler
+
+
+class LengthGroupedTrainer(Trainer):
+    """Trainer with our order of rows; its training data have a column `length`."""
+
+    def __init__(self, model: Any, args: TrainingArguments, *, progress: bool, **kwargs: Any) -> None:
+        super().__init__(model, args, **kwargs)
+        # Trainer's own reporters print a mapping at every point of the curve.
+        self.remove_callback(PrinterCallback)
+        self.remove_callback(ProgressCallback)
+        if progress:
+            self.add_callback(_Progress)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> LengthGroupedSampler:
+        batch = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        return LengthGroupedSampler(self.train_dataset["length"], batch, self.args.seed)
+
+
+def arguments(**given: Any) -> TrainingArguments:
+    """Trainer's arguments with what is the same for every stage: the device, and nothing reported."""
+    return TrainingArguments(
+        **given,
+        use_cpu=not torch.cuda.is_available(),
+        dataloader_pin_memory=torch.cuda.is_available(),
+        report_to="none",
+    )
+
+
+class _Progress(ProgressCallback):
+    """A bar with the current loss on it."""
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Show the loss on the bar."""
+        if self.training_bar is not None and logs and "loss" in logs:
+            self.training_bar.set_postfix(loss=f"{float(logs['loss']):.3f}")

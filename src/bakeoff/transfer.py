@@ -1,0 +1,178 @@
+"""Attention transfer: before fine-tuning, a mechanism's own state learns to match the attention it replaces.
+
+Zhang et al., 2024, "The Hedgehog & the Porcupine", https://arxiv.org/abs/2402.04347, section 4.2, and
+"LoLCATs", https://arxiv.org/abs/2410.10254, section 3.1; the idea is that of Kasai et al., 2021, "Finetuning
+Pretrained Transformers into RNNs" (T2R), https://arxiv.org/abs/2103.13076. The encoder runs on the task's own
+training texts with dense attention. Beside it, on each layer, the mechanism gets the same queries, keys and
+values, and its state follows the gradient of the mean over layers of
+
+    |mechanism(q, k, v) - dense(q, k, v)|² / |dense(q, k, v)|²
+
+No labels are read, the pretrained weights stay as they are, and nothing is propagated through the encoder: a
+step costs its forward pass and the mechanisms' own backward. Texts that a mechanism covers, where it equals
+dense attention already, are left out.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+from torch import Tensor, nn
+from transformers import (
+    DataCollatorWithPadding,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from bakeoff import runs
+from bakeoff.attention import Attention
+from bakeoff.attention.base import row_attention
+from bakeoff.encoder import NAME
+from bakeoff.recipes import Recipe
+from bakeoff.trainer import LengthGroupedTrainer, arguments
+
+_CURVE_POINTS = 20
+_STAGE = 1  # of the order of rows: another than fine-tuning's
+
+
+class _Beside(Attention):
+    """Dense attention in the mechanism's place, and beside it the mechanism, which learns to match it."""
+
+    def __init__(self, mechanism: Attention) -> None:
+        super().__init__(mechanism.layer)
+        self.mechanism = mechanism
+        self.layer_inputs = mechanism.layer_inputs
+        self.begin()
+
+    def begin(self) -> None:
+        """Forget the errors of the batch before."""
+        self.squared_error = self.squared_size = torch.zeros(())
+
+    def forward(
+        self,
+        q_BHND: Tensor,
+        k_BHND: Tensor,
+        v_BHND: Tensor,
+        length_B: Tensor | None = None,
+        *,
+        scaling: float,
+        dropout_p: float = 0.0,
+        **layer_input: Any,
+    ) -> Tensor:
+        """Attend densely; see `Attention.forward`."""
+        dense = row_attention(q_BHND, k_BHND, v_BHND, length_B, scaling=scaling, dropout_p=0.0)
+        with torch.enable_grad():
+            out = self.mechanism(q_BHND, k_BHND, v_BHND, length_B, scaling=scaling, **layer_input)
+            self.squared_error = self.squared_error + (out - dense).float().square().sum()
+        self.squared_size = self.squared_size + dense.float().square().sum()
+        return dense
+
+
+class _Transfer(nn.Module):
+    """The loss of a batch, for Trainer; the mechanisms stand beside dense attention while this lives."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+        self.layers = []
+        for site, mechanism in zip(model.sites, model.mechanisms(), strict=True):
+            if mechanism.transferable():
+                beside = _Beside(mechanism)
+                self.layers.append((model.model.get_submodule(site.path), beside))
+        self.put(lambda beside: beside)
+
+    def put(self, choose: Any) -> None:
+        """Set what stands on each layer."""
+        for module, beside in self.layers:
+            module.add_module(NAME, choose(beside))
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """The relative squared error, mean over layers."""
+        self.model.eval()  # no dropout: it is what the encoder computes that is to be matched
+        for _, beside in self.layers:
+            beside.begin()
+        with torch.no_grad():
+            types = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
+            self.model.model.base_model(input_ids=input_ids, attention_mask=attention_mask, **types)
+        errors = [beside.squared_error / beside.squared_size for _, beside in self.layers]
+        return {"loss": torch.stack(errors).mean()}
+
+
+def transfer(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    dataset: datasets.Dataset,
+    recipe: Recipe,
+    folder: Path,
+    *,
+    seed: int,
+    bf16: bool = False,
+    progress: bool = False,
+) -> runs.Transfer | None:
+    """Fit the state of the model's mechanisms, in place; None where there is nothing to fit or to fit it on.
+
+    At most `recipe.transfer_steps` steps, and at most one pass over the texts.
+
+    Args:
+        model: a converted encoder.
+        tokenizer: its tokenizer.
+        dataset: encoded training texts; their labels are not read.
+        recipe: how long and how fast.
+        folder: for Trainer, which writes nothing there.
+        seed: of the order of rows.
+        bf16: whether to run the encoder in bfloat16 autocast.
+        progress: whether to show a bar.
+    """
+    learning = [mechanism for mechanism in model.mechanisms() if mechanism.transferable()]
+    if not learning or not recipe.transfer_steps:
+        return None
+    started = time.perf_counter()
+    lengths = dataset["length"][:]
+    uncovered = {n for n in {*lengths} if not all(mechanism.covers(n) for mechanism in learning)}
+    dataset = dataset.select([row for row, n in enumerate(lengths) if n in uncovered])
+    if not len(dataset):
+        return None
+    mean_length = sum(dataset["length"]) / len(dataset)
+    rows = max(1, round(recipe.transfer_tokens / mean_length))
+    steps = min(recipe.transfer_steps, math.ceil(len(dataset) / rows))
+    parameters = [parameter for mechanism in learning for parameter in mechanism.transferable()]
+    stage = _Transfer(model)
+    try:
+        trainer = LengthGroupedTrainer(
+            stage,
+            arguments(
+                output_dir=str(folder),
+                per_device_train_batch_size=rows,
+                max_steps=steps,
+                learning_rate=recipe.transfer_learning_rate,
+                warmup_steps=min(10, steps // 10),
+                seed=seed + _STAGE,
+                bf16=bf16,
+                logging_steps=max(1, steps // _CURVE_POINTS),
+                save_strategy="no",
+            ),
+            train_dataset=dataset,
+            data_collator=DataCollatorWithPadding(tokenizer),
+            optimizers=(torch.optim.AdamW(parameters, recipe.transfer_learning_rate, weight_decay=0.0), None),
+            progress=progress,
+        )
+        trainer.train()
+    finally:
+        stage.put(lambda beside: beside.mechanism)
+    return runs.Transfer(
+        steps=steps,
+        rows=min(steps * rows, len(dataset)),
+        seconds=time.perf_counter() - started,
+        history=tuple(
+            {"step": line["step"], "error": line["loss"]}
+            for line in trainer.state.log_history
+            if "loss" in line
+        ),
+    )
