@@ -1,7 +1,14 @@
 """Tiny random encoders of every tested family, and of the layouts of two Hub checkpoints."""
 
 import torch
-from transformers import AutoConfig, AutoModelForMaskedLM, AutoModelForSequenceClassification
+from transformers import (
+    AutoConfig,
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    BigBirdConfig,
+    LongformerConfig,
+    LongformerForSequenceClassification,
+)
 
 _SMALL = {
     "hidden_size": 32,
@@ -67,3 +74,42 @@ def batch(B=2, N=20, vocab=60, side="right", seed=0):
     if side == "left":
         keep = keep.flip(1)
     return {"input_ids": ids.where(keep, 0), "attention_mask": keep.long()}
+
+
+#: Of random checkpoints in the layouts of the Hub's Longformer and BigBird.
+_LAYOUT = {
+    "vocab_size": 60,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
+}
+
+
+def longformer_config():
+    """The layout of allenai/longformer-base-4096, smaller."""
+    tokens = {"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2, "sep_token_id": 2}
+    return LongformerConfig(
+        **_LAYOUT, **tokens, max_position_embeddings=258, attention_window=[16, 32], type_vocab_size=1
+    )
+
+
+def bigbird_config(**changes):
+    """The layout of google/bigbird-roberta-base, smaller."""
+    return BigBirdConfig(
+        **_LAYOUT, max_position_embeddings=256, block_size=4, num_random_blocks=2, sep_token_id=58, **changes
+    )
+
+
+def randomised(model):
+    """Weights spread enough for every part of the model to matter."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.normal_(std=0.3) if parameter.dim() == 2 else parameter.add_(
+                torch.randn_like(parameter) / 10
+            )
+            if "position_embeddings" in name and isinstance(model, LongformerForSequenceClassification):
+                parameter[1] = 0
+    return model.eval()

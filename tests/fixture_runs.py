@@ -37,6 +37,7 @@ def write_run(
     truth: Sequence[int] | None = None,
     logits: Any = None,
     texts: Sequence[str] | None = None,
+    tokens: Sequence[int] | None = None,
     run_id: str | None = None,
     folder: str | None = None,
     fingerprint: str = "f" * 64,
@@ -59,7 +60,7 @@ def write_run(
             ids=list(range(len(y))),
             labels=y.tolist(),
             logits=np.asarray(logits, dtype=float).tolist(),
-            tokens=[5 + i % 40 for i in range(len(y))],
+            tokens=list(tokens) if tokens is not None else [5 + i % 40 for i in range(len(y))],
             texts=list(texts) if texts is not None else [f"text number {i}" for i in range(len(y))],
         ).save(folder_path)
     parsed = AttentionSpec.parse(attention)

@@ -4,11 +4,9 @@ import pytest
 import torch
 from transformers import (
     AutoModelForSequenceClassification,
-    BigBirdConfig,
     BigBirdForMaskedLM,
     BigBirdForPreTraining,
     BigBirdForSequenceClassification,
-    LongformerConfig,
     LongformerForMaskedLM,
     LongformerForSequenceClassification,
 )
@@ -16,42 +14,7 @@ from transformers import (
 import encoders
 from bakeoff import checkpoints
 from bakeoff.errors import BakeoffError
-
-_SIZES = {
-    "vocab_size": 60,
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "intermediate_size": 64,
-    "hidden_dropout_prob": 0.0,
-    "attention_probs_dropout_prob": 0.0,
-}
-
-
-def longformer_config():
-    """The layout of allenai/longformer-base-4096, smaller."""
-    tokens = {"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2, "sep_token_id": 2}
-    return LongformerConfig(
-        **_SIZES, **tokens, max_position_embeddings=258, attention_window=[16, 32], type_vocab_size=1
-    )
-
-
-def bigbird_config(**changes):
-    """The layout of google/bigbird-roberta-base, smaller."""
-    return BigBirdConfig(
-        **_SIZES, max_position_embeddings=256, block_size=4, num_random_blocks=2, sep_token_id=58, **changes
-    )
-
-
-def randomised(model):
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.normal_(std=0.3) if parameter.dim() == 2 else parameter.add_(
-                torch.randn_like(parameter) / 10
-            )
-            if "position_embeddings" in name and isinstance(model, LongformerForSequenceClassification):
-                parameter[1] = 0
-    return model.eval()
+from encoders import bigbird_config, longformer_config, randomised
 
 
 @pytest.mark.parametrize("N", [10, 64, 100, 256])

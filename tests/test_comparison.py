@@ -36,6 +36,11 @@ evaluated on a sample of 200 of 12,432 rows
 |-----------|-----------:|-------------:|---------------:|--------------:|------------:|------:|-----------:|
 | dense     |    22.00 M |       0.00 M |         10,000 |        20,000 |     512 MiB |  0.00 |       0.00 |
 | performer |    22.00 M |       0.00 M |         10,000 |        20,000 |     512 MiB |  0.00 |       0.00 |
+
+| accuracy % by tokens |       5 to 15 |      16 to 25 |      26 to 34 |      35 to 44 |
+|----------------------|--------------:|--------------:|--------------:|--------------:|
+| dense                | 80.00 ± 10.41 | 80.00 ± 10.90 | 80.00 ± 11.46 | 100.00 ± 3.57 |
+| performer            | 80.00 ± 10.41 | 82.00 ± 10.51 |  88.89 ± 9.33 | 80.00 ± 10.90 |
 """
 
 
@@ -67,6 +72,24 @@ def test_rows_average_their_seeds_and_are_ranked(bakeoff):
     assert [row.accuracy.value for row in sst2.rows] == pytest.approx([0.9, 0.89, 0.8, 0.5])
     assert all(row.accuracy.low < row.accuracy.value < row.accuracy.high for row in sst2.rows)
     assert sst2.best.label == "dense"
+
+
+def test_accuracy_by_length_is_that_of_the_rows_in_each_quartile(bakeoff):
+    group = bakeoff.groups[1]
+    assert group.lengths == ("5 to 15", "16 to 25", "26 to 34", "35 to 44")
+    for row in group.rows:
+        tokens = np.array(row.runs[0].predictions.tokens)
+        for name, estimate in zip(group.lengths, row.by_length, strict=True):
+            low, high = map(int, name.split(" to "))
+            inside = (tokens >= low) & (tokens <= high)
+            assert estimate.value == pytest.approx(row.correct[:, inside].mean())
+            assert estimate.low < estimate.value < estimate.high
+
+
+def test_texts_of_one_length_have_no_quartiles(tmp_path):
+    group = group_of(write_run(tmp_path, "dense", range(40), rows=40, tokens=[7] * 40).parent)
+    assert group.lengths == ()
+    assert "by tokens" not in comparing.render_markdown(compare(tmp_path))
 
 
 def test_verdict_names_the_tie_the_loser_the_coin_and_what_failed(bakeoff):
@@ -361,7 +384,7 @@ def test_hostile_text_is_shown_and_not_obeyed(tmp_path):
     markdown = comparing.render_markdown(comparison)
     assert r"\[red\]x\[/red\] \[/\] \| \`a\` \<b\> \[31m \*\*y\*\*" in markdown
     tables = [line for line in markdown.splitlines() if line.startswith("|")]
-    assert {line.replace("\\|", "").count("|") for line in tables} == {8, 9}
+    assert {line.replace("\\|", "").count("|") for line in tables} == {6, 8, 9}
 
 
 def test_nothing_heavy_is_imported():

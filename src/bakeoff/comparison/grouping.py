@@ -10,6 +10,9 @@ import statistics
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from bakeoff import metrics, stats
 from bakeoff.comparison import verdict
 from bakeoff.comparison.rows import Estimate, Failure, Group, Row, Run
@@ -62,7 +65,13 @@ def _group(members: Sequence[Run], failures: Sequence[Failure]) -> Group:
             )
         seeds[run.seed] = run
     kept = [tuple(seeds.values()) for seeds in by_settings.values()]
-    rows = _tested([_row(label, seeds, baseline) for label, seeds in zip(_labels(kept), kept, strict=True)])
+    lengths = _lengths(first.predictions.tokens)
+    rows = _tested(
+        [
+            _row(label, seeds, baseline, [*lengths.values()])
+            for label, seeds in zip(_labels(kept), kept, strict=True)
+        ]
+    )
     if len({run.data.fingerprint for seeds in kept for run in seeds}) > 1:
         notes.append("These runs share their evaluation rows but were not all trained on the same rows.")
     group = Group(
@@ -72,6 +81,7 @@ def _group(members: Sequence[Run], failures: Sequence[Failure]) -> Group:
         rows=tuple(rows),
         majority=plain(first.data.labels[majority]),
         baseline=baseline,
+        lengths=tuple(lengths),
         n=len(first.labels),
         resolvable=_resolvable(rows),
         same_machine=len({run.machine for seeds in kept for run in seeds}) == 1,
@@ -99,7 +109,17 @@ def _labels(rows: Sequence[Sequence[Run]]) -> list[str]:
     return labels
 
 
-def _row(label: str, seeds: tuple[Run, ...], baseline: float) -> Row:
+def _lengths(tokens: Sequence[int]) -> dict[str, NDArray[np.bool_]]:
+    """Quartiles of length by their bounds, and which rows lie in each; none where there are no two."""
+    edges = np.unique(np.quantile(tokens, [0, 0.25, 0.5, 0.75, 1], method="nearest")).astype(int)
+    if len(edges) < 3:
+        return {}
+    parts = np.clip(np.searchsorted(edges, tokens, side="left") - 1, 0, len(edges) - 2)
+    lows = [edges[0], *(edges[1:-1] + 1)]
+    return {f"{low} to {high}": parts == i for i, (low, high) in enumerate(zip(lows, edges[1:], strict=True))}
+
+
+def _row(label: str, seeds: tuple[Run, ...], baseline: float, lengths: Sequence[NDArray[np.bool_]]) -> Row:
     def mean(figure: Callable[[Run], float]) -> float:
         return statistics.fmean(figure(run) for run in seeds)
 
@@ -111,6 +131,7 @@ def _row(label: str, seeds: tuple[Run, ...], baseline: float) -> Row:
         attention=plain(model.attention),
         runs=seeds,
         accuracy=_accuracy(seeds),
+        by_length=tuple(_accuracy(seeds, among) for among in lengths),
         f1=_f1(seeds) if "f1" in seeds[0].record.metrics else None,
         train_loss=mean(lambda run: math.nan if run.record.train_loss is None else run.record.train_loss),
         train_seconds=mean(lambda run: run.cost.train_seconds),
@@ -126,9 +147,11 @@ def _row(label: str, seeds: tuple[Run, ...], baseline: float) -> Row:
     )
 
 
-def _accuracy(seeds: Sequence[Run]) -> Estimate:
-    values = [float(run.correct.mean()) for run in seeds]
-    intervals = [stats.accuracy_interval(int(run.correct.sum()), len(run.correct)) for run in seeds]
+def _accuracy(seeds: Sequence[Run], among: NDArray[np.bool_] | None = None) -> Estimate:
+    """Over all evaluation rows, or those `among` is True for."""
+    correct = [run.correct if among is None else run.correct[among] for run in seeds]
+    values = [float(right.mean()) for right in correct]
+    intervals = [stats.accuracy_interval(int(right.sum()), len(right)) for right in correct]
     return Estimate(statistics.fmean(values), *stats.over_seeds(values, intervals))
 
 

@@ -87,6 +87,7 @@ class Row:
     attention_parameters: int
     share_truncated: float
     share_dense: float
+    by_length: tuple[Estimate, ...]  # accuracy in each of the group's `lengths`
     fault: str | None  # "learned nothing: …" with the likely cause, where that is so
     to_best: stats.Difference | None = None  # best minus this, p adjusted by Holm; None for the best itself
 
@@ -111,6 +112,7 @@ class Group:
     rows: tuple[Row, ...]
     majority: str  # the commonest label
     baseline: float  # the accuracy of always answering it
+    lengths: tuple[str, ...]  # quartiles of the texts' tokens, "12 to 30"; none where all are about as long
     n: int
     resolvable: float | None  # the smallest accuracy difference that could be shown here
     same_machine: bool  # whether seconds may be compared

@@ -51,6 +51,8 @@ def render_terminal(comparison: Comparison, console: Console) -> None:
                     count -= 1
                 console.print(Padding(_table(group, rest[:count]), (1, 0, 0, 0)))
                 rest = rest[count:]
+        if group.lengths:
+            console.print(Padding(_length_table(group), (1, 0, 0, 0)))
         console.print()
         for sentence in (*group.verdict, *group.notes):
             console.print(f"• {escape(sentence)}", highlight=False)
@@ -80,6 +82,26 @@ def _table(group: Group, chosen: Sequence[Column]) -> Table:
     return table
 
 
+def _by_length(group: Group) -> list[list[str]]:
+    """Accuracy in each quartile of length, the headings first."""
+    head, *rest = group.lengths
+    lines = [["accuracy % by tokens", head, *rest]]
+    return lines + [[row.title, *map(_interval_text, row.by_length)] for row in group.rows]
+
+
+def _length_table(group: Group) -> Table:
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
+    heading, *lines = _by_length(group)
+    for i, title in enumerate(heading):
+        table.add_column(title, justify="right" if i else "left", overflow="fold")
+    for line in lines:
+        table.add_row(*map(escape, line))
+    return table
+
+
 def render_markdown(comparison: Comparison) -> str:
     """The tables and verdicts as Markdown; nothing read from a record is taken for markup."""
     parts = []
@@ -94,6 +116,8 @@ def render_markdown(comparison: Comparison) -> str:
                 share = {"eval accuracy %": percent(group.baseline)}
                 lines.append([_baseline_label(group), *(share.get(column.title, "–") for column in chosen)])
             parts.append(_markdown_table(lines))
+        if group.lengths:
+            parts.append(_markdown_table(_by_length(group)))
     if comparison.failures:
         parts.append("## Not in the tables")
         parts.append(_bullets(f"{f.id}: {f.status}. {f.error}" for f in comparison.failures))
@@ -219,6 +243,7 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
     def row_values(row: Row) -> dict[str, Any]:
         values = {f.name: getattr(row, f.name) for f in dataclasses.fields(row) if f.name != "runs"}
         values["accuracy"] = dataclasses.asdict(row.accuracy)
+        values["by_length"] = [dataclasses.asdict(estimate) for estimate in row.by_length]
         values["f1"] = dataclasses.asdict(row.f1) if row.f1 else None
         values["to_best"] = row.to_best._asdict() if row.to_best else None
         values["seeds"] = [run.seed for run in row.runs]

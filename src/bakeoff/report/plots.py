@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from bakeoff import stats
 from bakeoff.comparison import Comparison, Group, Row, Run
 from bakeoff.report import svg
 from bakeoff.report.svg import color
@@ -145,28 +144,20 @@ def _training_loss(group: Group) -> Figure | None:
 
 
 def _by_length(group: Group) -> Figure | None:
-    """Accuracy in the quartiles of length, by the tokens of the best row's encoder."""
-    tokens = np.asarray(group.best.runs[0].predictions.tokens)
-    edges = np.unique(np.quantile(tokens, [0, 0.25, 0.5, 0.75, 1], method="nearest"))
-    if len(edges) < 3:
+    """Accuracy in the quartiles of length, by the tokens of the first run's encoder."""
+    if not group.lengths:
         return None
-    bins = np.clip(np.searchsorted(edges, tokens, side="left") - 1, 0, len(edges) - 2)
-    lows = [int(edges[0]), *(int(edge) + 1 for edge in edges[1:-1])]
-    names = [f"{low} to {int(high)}" for low, high in zip(lows, edges[1:], strict=True)]
     traces = []
     for i, row in enumerate(group.rows):
-        correct = row.correct.mean(axis=0)
-        parts = [correct[bins == k] for k in range(len(names))]
-        values = [float(part.mean()) for part in parts]
-        intervals = [stats.accuracy_interval(round(float(part.sum())), len(part)) for part in parts]
+        values = [estimate.value for estimate in row.by_length]
         traces.append(
             {
                 "type": "scatter",
                 "mode": "lines+markers",
                 "name": html.escape(row.label),
-                "x": names,
+                "x": list(group.lengths),
                 "y": [100 * value for value in values],
-                "error_y": _bars(values, intervals),
+                "error_y": _bars(values, row.by_length),
                 "marker": _marker(i, 8),
                 "line": {"color": color(i), "width": 1.5},
             }
@@ -175,7 +166,7 @@ def _by_length(group: Group) -> Figure | None:
         "xaxis": {"title": {"text": "tokens in the text"}, "type": "category"},
         "yaxis": _y("accuracy, %"),
     }
-    caption = "Texts in four parts of about equal size by length; bars are 95 % intervals for the rows."
+    caption = "Texts in four parts of about equal size by length; bars are 95 % intervals."
     return Figure("Accuracy by length", caption, _spec(traces, layout))
 
 
