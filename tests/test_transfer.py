@@ -86,7 +86,7 @@ def test_nothing_to_fit_is_no_stage(shared, tmp_path, name):
 
 
 def test_texts_that_a_mechanism_covers_are_left_out(shared, tmp_path):
-    _, tokenizer, dataset = prepared(shared, "linformer")
+    _, _, dataset = prepared(shared, "linformer")
     lengths = sorted(dataset["length"])
     K = lengths[200]
     _, done = fit(shared, tmp_path, f"linformer:projected_length={K}")
