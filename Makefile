@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint studies tables clean
 
 # The bake-off, offline: five mechanisms on real text, from one pretrained encoder.
 demo: .venv/.demo
@@ -14,9 +14,18 @@ test: .venv/.test lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: .venv/.test
-	$(BIN)/ruff format --check src tests
-	$(BIN)/ruff check src tests
+	$(BIN)/ruff format --check src tests docs notebooks
+	$(BIN)/ruff check src tests docs notebooks
 	$(BIN)/mypy
+
+# Every study, hours on two cores; interrupted, it goes on where it stopped. MIRROR: a folder as in docs/data.md.
+studies: .venv/.demo
+	for study in qnli qqp imdb imdb-1024 sst2 ablation-plain ablation-transfer; do \
+	  $(BIN)/bakeoff grid studies/$$study.yaml $(if $(MIRROR),--data-dir $(MIRROR)) || exit; done
+
+# The tables of README and docs, from the run records in runs/.
+tables: .venv/.demo
+	$(BIN)/python docs/tables.py README.md docs/*.md
 
 .venv/.demo: pyproject.toml requirements/embedded.txt
 	test -d .venv || $(PYTHON) -m venv .venv

@@ -8,6 +8,7 @@ from transformers import BigBirdForPreTraining, LongformerForMaskedLM
 
 import tiny
 from bakeoff import checkpoints, train
+from bakeoff.attention import ATTENTIONS
 from bakeoff.spec import GridSpec, RunSpec, load_yaml
 from encoders import bigbird_config, longformer_config, randomised
 
@@ -22,9 +23,8 @@ LAYOUTS = {
 @pytest.mark.parametrize("path", sorted(STUDIES.glob("*.yaml")), ids=lambda path: path.stem)
 def test_grids_are_valid(path):
     cells = list(GridSpec.from_dict(load_yaml(path), str(path)).runs())
-    assert {cell.attention.name for cell in cells} == {
-        "dense", "longformer", "bigbird", "performer", "linformer"
-    }  # fmt: skip
+    if not path.stem.startswith("ablation"):
+        assert {cell.attention.name for cell in cells} == ATTENTIONS.keys()
     for cell in cells:
         train.resolve(cell)
     assert f"bakeoff grid studies/{path.name}" in path.read_text() or path.stem == "demo"

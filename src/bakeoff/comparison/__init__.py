@@ -18,7 +18,14 @@ from bakeoff import runs
 from bakeoff.comparison.grouping import grouped
 from bakeoff.comparison.reading import read
 from bakeoff.comparison.rows import Comparison, Failure, Group, Row, Run
-from bakeoff.comparison.tables import COLUMNS, columns, render_markdown, render_terminal, to_json
+from bakeoff.comparison.tables import (
+    COLUMNS,
+    columns,
+    markdown_parts,
+    render_markdown,
+    render_terminal,
+    to_json,
+)
 from bakeoff.errors import BakeoffError
 
 __all__ = [
@@ -30,6 +37,7 @@ __all__ = [
     "Run",
     "columns",
     "compare",
+    "markdown_parts",
     "render_markdown",
     "render_terminal",
     "to_json",

@@ -135,6 +135,8 @@ def _row(label: str, seeds: tuple[Run, ...], baseline: float, lengths: Sequence[
         f1=_f1(seeds) if "f1" in seeds[0].record.metrics else None,
         train_loss=mean(lambda run: math.nan if run.record.train_loss is None else run.record.train_loss),
         train_seconds=mean(lambda run: run.cost.train_seconds),
+        transfer_seconds=mean(lambda run: run.record.transfer.seconds if run.record.transfer else 0.0)
+        or None,
         train_tokens_per_second=mean(lambda run: run.cost.train_tokens_per_second),
         eval_seconds=mean(lambda run: run.cost.eval_seconds),
         eval_tokens_per_second=mean(lambda run: run.cost.eval_tokens_per_second),

@@ -79,6 +79,7 @@ class Row:
     f1: Estimate | None
     train_loss: float
     train_seconds: float
+    transfer_seconds: float | None  # of these
     train_tokens_per_second: float
     eval_seconds: float
     eval_tokens_per_second: float

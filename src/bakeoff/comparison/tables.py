@@ -27,8 +27,13 @@ class Column:
 
 
 def columns(group: Group) -> list[Column]:
-    """The columns a group needs; F1 only where the task has it."""
-    return [c for c in COLUMNS if c.title != "F1 %" or any(row.f1 for row in group.rows)]
+    """The columns a group needs: F1 where the task has it, transfer where a run had it."""
+    spare = set()
+    if not any(row.f1 for row in group.rows):
+        spare.add("F1 %")
+    if not any(row.transfer_seconds for row in group.rows):
+        spare.add("of transfer s")
+    return [column for column in COLUMNS if column.title not in spare]
 
 
 def render_terminal(comparison: Comparison, console: Console) -> None:
@@ -106,24 +111,30 @@ def render_markdown(comparison: Comparison) -> str:
     """The tables and verdicts as Markdown; nothing read from a record is taken for markup."""
     parts = []
     for group in comparison.groups:
-        parts.append(f"## {markdown_escape(group.name)}\n\n{markdown_escape(group.evaluated)}")
-        parts.append(_bullets((*group.verdict, *group.notes)))
-        for cost in (False, True):
-            chosen = [column for column in columns(group) if column.cost is cost]
-            lines = [["attention", *(column.title for column in chosen)]]
-            lines += [[row.title, *(column.text(row) for column in chosen)] for row in group.rows]
-            if not cost:
-                share = {"eval accuracy %": percent(group.baseline)}
-                lines.append([_baseline_label(group), *(share.get(column.title, "–") for column in chosen)])
-            parts.append(_markdown_table(lines))
-        if group.lengths:
-            parts.append(_markdown_table(_by_length(group)))
+        parts += [f"## {markdown_escape(group.name)}", *filter(None, markdown_parts(group).values())]
     if comparison.failures:
         parts.append("## Not in the tables")
         parts.append(_bullets(f"{f.id}: {f.status}. {f.error}" for f in comparison.failures))
     if comparison.notes:
         parts.append(_bullets(comparison.notes))
     return "\n\n".join(parts) + "\n"
+
+
+def markdown_parts(group: Group) -> dict[str, str]:
+    """What Markdown says of a group, by name, in its order: evaluated, verdict, accuracy, cost, length."""
+    parts = {
+        "evaluated": markdown_escape(group.evaluated),
+        "verdict": _bullets((*group.verdict, *group.notes)),
+    }
+    for name, cost in (("accuracy", False), ("cost", True)):
+        chosen = [column for column in columns(group) if column.cost is cost]
+        lines = [["attention", *(column.title for column in chosen)]]
+        lines += [[row.title, *(column.text(row) for column in chosen)] for row in group.rows]
+        if not cost:
+            share = {"eval accuracy %": percent(group.baseline)}
+            lines.append([_baseline_label(group), *(share.get(column.title, "–") for column in chosen)])
+        parts[name] = _markdown_table(lines)
+    return parts | {"length": _markdown_table(_by_length(group)) if group.lengths else ""}
 
 
 def _bullets(sentences: Iterable[str]) -> str:
@@ -185,6 +196,13 @@ COLUMNS: tuple[Column, ...] = (
         "of being as accurate as the best: a paired test on the same rows, adjusted by Holm's method",
     ),
     Column("seeds", lambda r: str(len(r.runs)), lambda r: len(r.runs), "runs averaged, one a seed"),
+    Column(
+        "of transfer s",
+        lambda r: f"{r.transfer_seconds:,.1f}" if r.transfer_seconds else "–",
+        lambda r: r.transfer_seconds,
+        "part of the training time in which the mechanism's own state learnt to match dense attention",
+        cost=True,
+    ),
     Column(
         "parameters",
         lambda r: f"{r.parameters / 1e6:,.2f} M",
