@@ -4,7 +4,7 @@ Shapes are suffixes of names:
 
     B batch      H heads          N tokens           D head size       E hidden size
     G global tokens               S block size       R random blocks   A attended blocks
-    M random features             K projected length
+    M features                    K projected length
 
 A row's real tokens come first and padding last; `length_B` counts the real ones, and is None where nothing is
 padded. Padding that lies elsewhere is moved by the bridge (`rows.py`), once a forward pass, so that no
