@@ -150,12 +150,12 @@ def test_a_run_file_reads_back_as_the_spec(tmp_path):
     import yaml
 
     from bakeoff import spec
-    from bakeoff.report.reproduce import recipes
+    from bakeoff.report.reproduce import reproductions
 
     write_run(tmp_path, "longformer:window=16", range(40), learning_rate=2e-5)
     comparison = compare(tmp_path)
-    (recipe,) = recipes(comparison)
-    again = spec.RunSpec.from_dict(yaml.safe_load(recipe.run_file))
+    (made,) = reproductions(comparison)
+    again = spec.RunSpec.from_dict(yaml.safe_load(made.run_file))
     assert again.digest() == comparison.groups[0].rows[0].runs[0].record.digest
 
 

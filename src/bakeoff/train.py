@@ -282,7 +282,7 @@ def _transfer(
     if resumes:
         return runs.Transfer.from_dict(json.loads(account.read_text())) if account.exists() else None
     spec = prepared.spec
-    made = transfer.transfer(
+    made = transfer.fit(
         model,
         prepared.tokenizer,
         prepared.train.dataset,

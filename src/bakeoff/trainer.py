@@ -16,9 +16,7 @@ class LengthGroupedTrainer(Trainer):
 
     def __init__(self, model: Any, args: TrainingArguments, *, progress: bool, **kwargs: Any) -> None:
         super().__init__(model, args, **kwargs)
-        # Trainer's own reporters print a mapping at every point of the curve.
-        self.remove_callback(PrinterCallback)
-        self.remove_callback(ProgressCallback)
+        self.remove_callback(PrinterCallback)  # which prints a mapping at every point of the curve
         if progress:
             self.add_callback(_Progress)
 
@@ -28,12 +26,13 @@ class LengthGroupedTrainer(Trainer):
 
 
 def arguments(**given: Any) -> TrainingArguments:
-    """Trainer's arguments with what is the same for every stage: the device, and nothing reported."""
+    """Trainer's arguments with what is the same for every stage: the device, and no reporters of its own."""
     return TrainingArguments(
         **given,
         use_cpu=not torch.cuda.is_available(),
         dataloader_pin_memory=torch.cuda.is_available(),
         report_to="none",
+        disable_tqdm=True,
     )
 
 

@@ -1,22 +1,23 @@
 """Attention transfer: before fine-tuning, a mechanism's own state learns to match the attention it replaces.
 
-Zhang et al., 2024, "The Hedgehog & the Porcupine", https://arxiv.org/abs/2402.04347, section 4.2, and
-"LoLCATs", https://arxiv.org/abs/2410.10254, section 3.1; the idea is that of Kasai et al., 2021, "Finetuning
-Pretrained Transformers into RNNs" (T2R), https://arxiv.org/abs/2103.13076. The encoder runs on the task's own
-training texts with dense attention. Beside it, on each layer, the mechanism gets the same queries, keys and
-values, and its state follows the gradient of the mean over layers of
+Zhang et al., 2024, "The Hedgehog & the Porcupine", https://arxiv.org/abs/2402.04347, section 4, and
+"LoLCATs", https://arxiv.org/abs/2410.10254, section 3, whose loss, on outputs, this is. The encoder runs on
+the task's own training texts with dense attention. Beside it, on each layer, the mechanism gets the same
+queries, keys and values, and its state follows the gradient of the mean over layers of
 
     |mechanism(q, k, v) - dense(q, k, v)|² / |dense(q, k, v)|²
 
 No labels are read, the pretrained weights stay as they are, and nothing is propagated through the encoder: a
-step costs its forward pass and the mechanisms' own backward. Texts that a mechanism covers, where it equals
-dense attention already, are left out.
+step costs its forward pass, with dense attention, and the mechanisms' own forward and backward. Texts that a
+mechanism covers, where it equals dense attention already, are left out.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,6 @@ from bakeoff.recipes import Recipe
 from bakeoff.trainer import LengthGroupedTrainer, arguments
 
 _CURVE_POINTS = 20
-_STAGE = 1  # of the order of rows: another than fine-tuning's
 
 
 class _Beside(Attention):
@@ -47,11 +47,8 @@ class _Beside(Attention):
         super().__init__(mechanism.layer)
         self.mechanism = mechanism
         self.layer_inputs = mechanism.layer_inputs
-        self.begin()
-
-    def begin(self) -> None:
-        """Forget the errors of the batch before."""
-        self.squared_error = self.squared_size = torch.zeros(())
+        self.squared_error: Any = 0.0  # of the batch at hand, over all calls
+        self.squared_size: Any = 0.0
 
     def forward(
         self,
@@ -68,44 +65,50 @@ class _Beside(Attention):
         dense = row_attention(q_BHND, k_BHND, v_BHND, length_B, scaling=scaling, dropout_p=0.0)
         with torch.enable_grad():
             out = self.mechanism(q_BHND, k_BHND, v_BHND, length_B, scaling=scaling, **layer_input)
-            self.squared_error = self.squared_error + (out - dense).float().square().sum()
+            self.squared_error = self.squared_error + (out.float() - dense.float()).square().sum()
         self.squared_size = self.squared_size + dense.float().square().sum()
         return dense
 
 
-class _Transfer(nn.Module):
-    """The loss of a batch, for Trainer; the mechanisms stand beside dense attention while this lives."""
+class _Stage(nn.Module):
+    """The loss of a batch, for Trainer."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
         self.model = model
-        self.layers = []
-        for site, mechanism in zip(model.sites, model.mechanisms(), strict=True):
-            if mechanism.transferable():
-                beside = _Beside(mechanism)
-                self.layers.append((model.model.get_submodule(site.path), beside))
-        self.put(lambda beside: beside)
-
-    def put(self, choose: Any) -> None:
-        """Set what stands on each layer."""
-        for module, beside in self.layers:
-            module.add_module(NAME, choose(beside))
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
     ) -> dict[str, Tensor]:
         """The relative squared error, mean over layers."""
         self.model.eval()  # no dropout: it is what the encoder computes that is to be matched
-        for _, beside in self.layers:
-            beside.begin()
+        layers = [module for module in self.modules() if isinstance(module, _Beside)]
+        for layer in layers:
+            layer.squared_error = layer.squared_size = 0.0
         with torch.no_grad():
             types = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
             self.model.model.base_model(input_ids=input_ids, attention_mask=attention_mask, **types)
-        errors = [beside.squared_error / beside.squared_size for _, beside in self.layers]
-        return {"loss": torch.stack(errors).mean()}
+        return {"loss": torch.stack([layer.squared_error / layer.squared_size for layer in layers]).mean()}
 
 
-def transfer(
+@contextlib.contextmanager
+def _beside_dense(model: PreTrainedModel) -> Iterator[None]:
+    """Dense attention on every layer whose mechanism has something to learn, which stands beside it."""
+    learning = [
+        (model.model.get_submodule(site.path), mechanism)
+        for site, mechanism in zip(model.sites, model.mechanisms(), strict=True)
+        if mechanism.transferable()
+    ]
+    try:
+        for module, mechanism in learning:
+            module.add_module(NAME, _Beside(mechanism))
+        yield
+    finally:
+        for module, mechanism in learning:
+            module.add_module(NAME, mechanism)
+
+
+def fit(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     dataset: datasets.Dataset,
@@ -143,36 +146,33 @@ def transfer(
     rows = max(1, round(recipe.transfer_tokens / mean_length))
     steps = min(recipe.transfer_steps, math.ceil(len(dataset) / rows))
     parameters = [parameter for mechanism in learning for parameter in mechanism.transferable()]
-    stage = _Transfer(model)
-    try:
-        trainer = LengthGroupedTrainer(
-            stage,
-            arguments(
-                output_dir=str(folder),
-                per_device_train_batch_size=rows,
-                max_steps=steps,
-                learning_rate=recipe.transfer_learning_rate,
-                warmup_steps=min(10, steps // 10),
-                seed=seed + _STAGE,
-                bf16=bf16,
-                logging_steps=max(1, steps // _CURVE_POINTS),
-                save_strategy="no",
-            ),
-            train_dataset=dataset,
-            data_collator=DataCollatorWithPadding(tokenizer),
-            optimizers=(torch.optim.AdamW(parameters, recipe.transfer_learning_rate, weight_decay=0.0), None),
-            progress=progress,
-        )
+    trainer = LengthGroupedTrainer(
+        _Stage(model),
+        arguments(
+            output_dir=str(folder),
+            per_device_train_batch_size=rows,
+            max_steps=steps,
+            learning_rate=recipe.transfer_learning_rate,
+            warmup_steps=min(10, steps // 10),
+            seed=seed,
+            bf16=bf16,
+            logging_steps=math.ceil(steps / _CURVE_POINTS),
+            logging_nan_inf_filter=False,
+            save_strategy="no",
+        ),
+        train_dataset=dataset,
+        data_collator=DataCollatorWithPadding(tokenizer),
+        optimizers=(torch.optim.AdamW(parameters, recipe.transfer_learning_rate, weight_decay=0.0), None),
+        progress=progress,
+    )
+    with _beside_dense(model):
         trainer.train()
-    finally:
-        stage.put(lambda beside: beside.mechanism)
+    history = [line for line in trainer.state.log_history if "loss" in line]
+    if not all(math.isfinite(line["loss"]) for line in history):
+        raise RuntimeError("attention transfer diverged: its error is not a number; try --recipe plain.")
     return runs.Transfer(
         steps=steps,
         rows=min(steps * rows, len(dataset)),
         seconds=time.perf_counter() - started,
-        history=tuple(
-            {"step": line["step"], "error": line["loss"]}
-            for line in trainer.state.log_history
-            if "loss" in line
-        ),
+        history=tuple({"step": line["step"], "error": line["loss"]} for line in history),
     )

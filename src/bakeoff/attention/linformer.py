@@ -108,7 +108,7 @@ class Linformer(Attention):
             x_BHND: Tensor, learned_KN: Tensor, pooling_E: Tensor, linear: Projection | None
         ) -> Tensor:
             means_BKN = segment_means(hidden_BNE @ pooling_E.to(hidden_BNE.dtype), slot_BN, length_B, K)
-            sequence_BKN = means_BKN + learned_KN[:K, :N].to(means_BKN.dtype)
+            sequence_BKN = means_BKN.to(hidden_BNE.dtype) + learned_KN[:K, :N].to(hidden_BNE.dtype)
             if length_B is not None:
                 sequence_BKN = sequence_BKN * real_tokens(length_B, N)[:, None]
             if linear is None:
@@ -164,13 +164,14 @@ def segments(length_B: Tensor | None, N: int, count: int, device: torch.device) 
 def segment_means(weight_BN: Tensor, slot_BN: Tensor, length_B: Tensor | None, K: int) -> Tensor:
     """Rows that take a mean over each part's tokens, weighted by softmax(weight) within it: (B, K, N)."""
     slot_BN = slot_BN.expand_as(weight_BN)
+    weight_BN = weight_BN.to(torch.promote_types(weight_BN.dtype, torch.float32))
+    lowest = torch.finfo(weight_BN.dtype).min
     if length_B is not None:
         weight_BN = weight_BN.masked_fill(~real_tokens(length_B, weight_BN.shape[1]), -torch.inf)
-    top_BK = weight_BN.new_full((len(weight_BN), K), torch.finfo(weight_BN.dtype).min)
+    top_BK = weight_BN.new_full((len(weight_BN), K), lowest)
     top_BK = top_BK.scatter_reduce(1, slot_BN, weight_BN.detach(), "amax")
     share_BN = (weight_BN - top_BK.gather(1, slot_BN)).exp()
-    sum_BK = torch.zeros_like(top_BK).scatter_add(1, slot_BN, share_BN)
-    # A row that is all padding has no part with a token in it.
-    share_BN = share_BN / sum_BK.gather(1, slot_BN).clamp(min=torch.finfo(sum_BK.dtype).tiny)
-    means_BKN = share_BN.new_zeros(*top_BK.shape, weight_BN.shape[1])
-    return means_BKN.scatter(1, slot_BN[:, None], share_BN[:, None])
+    means_BKN = share_BN.new_zeros(*top_BK.shape, share_BN.shape[1])
+    means_BKN = means_BKN.scatter(1, slot_BN[:, None], share_BN[:, None])
+    # A part without a token has no share to divide by.
+    return means_BKN / means_BKN.sum(-1, keepdim=True).clamp(min=torch.finfo(weight_BN.dtype).tiny)

@@ -37,7 +37,7 @@ from bakeoff.attention.base import Attention, Layer, real_tokens, zero_padding
 from bakeoff.errors import BakeoffError, unknown
 
 FEATURE_MAPS = ("learned", "random")
-EPSILON = 1e-4  # of the paper's own code; relative to the largest feature, which is 1
+EPSILON = 1e-4  # of the paper's own code, where the largest feature is 1; learned ones sum to 2 a token
 _CHUNK = 1 << 20  # features computed at a time, so that they stay in the processor's cache: 4 MiB in fp32
 _LEAST = 64  # tokens at a time, however many features they have
 

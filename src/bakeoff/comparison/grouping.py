@@ -18,7 +18,7 @@ from bakeoff.comparison import verdict
 from bakeoff.comparison.rows import Estimate, Failure, Group, Row, Run
 from bakeoff.comparison.text import plain
 from bakeoff.runs import Data
-from bakeoff.spec import NOT_IDENTITY, AttentionSpec
+from bakeoff.spec import NOT_IDENTITY
 
 
 def grouped(found: Iterable[Run], failures: Sequence[Failure]) -> list[Group]:
@@ -42,12 +42,14 @@ def _settings(run: Run) -> dict[tuple[str, str], str]:
     The seed does not. Keys are ("attention", option) and ("run", field), which sort in that order.
     """
     spec = run.record.spec
-    options = AttentionSpec.parse(spec.get("attention") or run.model.attention).options
     fields = {k: v for k, v in spec.items() if k not in {*NOT_IDENTITY, "seed", "attention"}}
     values = {("run", k): v for k, v in {"data": run.data.fingerprint[:8], **fields}.items()}
     return {
         key: json.dumps(v)
-        for key, v in {**values, **{("attention", k): v for k, v in options.items()}}.items()
+        for key, v in {
+            **values,
+            **{("attention", k): v for k, v in run.model.attention_options.items()},
+        }.items()
     }
 
 

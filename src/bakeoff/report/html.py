@@ -20,7 +20,7 @@ from bakeoff import metrics
 from bakeoff.comparison import COLUMNS, Comparison, Group, Row, columns
 from bakeoff.comparison.text import percent, plain
 from bakeoff.report.plots import figures
-from bakeoff.report.reproduce import recipes
+from bakeoff.report.reproduce import reproductions
 
 DISAGREEMENTS = 6  # texts shown a group
 
@@ -52,7 +52,7 @@ def page(comparison: Comparison) -> str:
     return environment.get_template("report.html").render(
         comparison=comparison,
         sections=sections,
-        recipes=recipes(comparison),
+        reproductions=reproductions(comparison),
         all_columns=COLUMNS,
         plots=[[dataclasses.asdict(figure) for figure in drawn] for drawn in plots],
         # Our own files and Plotly's: the only text in the page that is not escaped.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bakeoff.comparison import COLUMNS, Comparison, render_markdown
 from bakeoff.comparison.text import markdown_escape
-from bakeoff.report.reproduce import recipes
+from bakeoff.report.reproduce import reproductions
 
 
 def document(comparison: Comparison, picture: str) -> str:
@@ -18,9 +18,7 @@ def document(comparison: Comparison, picture: str) -> str:
         "## How to make each run again",
         "Save the fields as `run.yaml`, then `bakeoff run run.yaml`.",
     ]
-    for recipe in recipes(comparison):
-        facts = "\n".join(
-            f"- {markdown_escape(name)}: {markdown_escape(text)}" for name, text in recipe.facts
-        )
-        parts.append(f"### {markdown_escape(recipe.id)}\n\n```yaml\n{recipe.run_file}\n```\n\n{facts}")
+    for run in reproductions(comparison):
+        facts = "\n".join(f"- {markdown_escape(name)}: {markdown_escape(text)}" for name, text in run.facts)
+        parts.append(f"### {markdown_escape(run.id)}\n\n```yaml\n{run.run_file}\n```\n\n{facts}")
     return "\n\n".join(parts) + "\n"

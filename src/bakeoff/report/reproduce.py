@@ -11,7 +11,7 @@ from bakeoff.spec import NOT_IDENTITY
 
 
 @dataclasses.dataclass(frozen=True)
-class Recipe:
+class Reproduction:
     """All texts are single lines without control characters, but `run_file`, which has one field a line."""
 
     id: str
@@ -19,12 +19,12 @@ class Recipe:
     facts: tuple[tuple[str, str], ...]
 
 
-def recipes(comparison: Comparison) -> list[Recipe]:
-    """A recipe for every run in the tables, in their order."""
-    return [_recipe(run) for group in comparison.groups for row in group.rows for run in row.runs]
+def reproductions(comparison: Comparison) -> list[Reproduction]:
+    """One for every run in the tables, in their order."""
+    return [_reproduction(run) for group in comparison.groups for row in group.rows for run in row.runs]
 
 
-def _recipe(run: Run) -> Recipe:
+def _reproduction(run: Run) -> Reproduction:
     record, data = run.record, run.data
     rows = ", ".join(
         f"{name} {split.rows:,} of {split.rows_available:,}" for name, split in data.splits.items()
@@ -39,7 +39,9 @@ def _recipe(run: Run) -> Recipe:
         "measured": run.cost.how,
         **{key: _text(value) for key, value in record.environment.items()},
     }
-    return Recipe(plain(record.id), _run_file(run), tuple((plain(k), plain(v)) for k, v in facts.items()))
+    return Reproduction(
+        plain(record.id), _run_file(run), tuple((plain(k), plain(v)) for k, v in facts.items())
+    )
 
 
 def _run_file(run: Run) -> str:
