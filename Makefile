@@ -25,7 +25,7 @@ studies: .venv/.demo
 
 # The tables of README and docs, from the run records in runs/.
 tables: .venv/.demo
-	$(BIN)/python docs/tables.py README.md docs/*.md
+	$(BIN)/python docs/tables.py README.md docs/*.md docs/attention/*.md
 
 .venv/.demo: pyproject.toml requirements/embedded.txt
 	test -d .venv || $(PYTHON) -m venv .venv

@@ -2,7 +2,7 @@
 
 A table stands between `<!-- runs:NAME PART … -->` and `<!-- end:NAME -->`, where NAME is the folder
 `runs/NAME` and each PART is one of evaluated, verdict, accuracy, cost and length. A table whose runs are not
-on this machine is left as it is, and said so.
+on this machine, or not all well, is left as it is, and said so.
 """
 
 from __future__ import annotations
@@ -12,20 +12,26 @@ import sys
 from pathlib import Path
 
 from bakeoff.comparison import compare, markdown_parts
+from bakeoff.errors import BakeoffError
 
 TABLE = re.compile(r"(<!-- runs:(\S+) ([\w ]+) -->\n).*?(\n<!-- end:\2 -->)", re.DOTALL)
 
 
 def filled(text: str, runs: Path) -> tuple[str, list[str]]:
-    """`text` with every table made anew whose runs are below `runs`, and the names of those that are not."""
+    """`text` with every table made anew whose runs are below `runs`, and why others were left."""
     missing = []
 
     def table(match: re.Match[str]) -> str:
         begin, name, parts, end = match.groups()
-        if not (runs / name).is_dir():
-            missing.append(name)
+        try:
+            comparison = compare(runs / name)
+            (group,) = comparison.groups
+        except (BakeoffError, ValueError) as error:
+            missing.append(f"{name} ({error})")
             return match[0]
-        (group,) = compare(runs / name).groups
+        if comparison.failures:
+            missing.append(f"{name} ({len(comparison.failures)} runs without figures)")
+            return match[0]
         made = markdown_parts(group)
         body = "\n\n".join(made[part] for part in parts.split() if made[part])
         return f"{begin}\n{body}\n{end}"
@@ -41,7 +47,7 @@ def main(files: list[str]) -> None:
         if made != text:
             path.write_text(made, encoding="utf-8")
         state = "changed" if made != text else "as before"
-        left = f"; no runs here for {', '.join(missing)}" if missing else ""
+        left = f"; left alone: {', '.join(missing)}" if missing else ""
         print(f"{path}: {state}{left}")
 
 

@@ -1,6 +1,7 @@
 """Recipes: what is done between the pretrained weights and the fine-tuned model, as data.
 
-A new recipe is one row of `RECIPES`. What each is worth was measured: `docs/recipes.md`.
+A new recipe is one row of `RECIPES`. A row that was released is not changed: runs know their recipe by its
+name. What each is worth was measured: `docs/recipes.md`.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ two feature maps φ.
     exp(q · k) = E_w[ exp(w · q - |q|²/2) exp(w · k - |k|²/2) ]  ≈  φ(q) · φ(k)
 
 `learned` is that of Zhang et al., 2024, "The Hedgehog & the Porcupine", https://arxiv.org/abs/2402.04347,
-section 4.1: φ(x) = [softmax(W x), softmax(-W x)], with a W for queries and one for keys that attention
+section 4: φ(x) = [softmax(W x), softmax(-W x)], with a W for queries and one for keys that attention
 transfer (`bakeoff.transfer`) fits to the pretrained model's own. They start from the same random rows.
 
 Cost: 4 H N M (D + 1) operations for the products, and for the features 4 H N M D where they are random, half
@@ -103,7 +103,7 @@ class Performer(Attention):
             # An exponential of a bf16 number is off by up to a factor: features are at least fp32.
             wide = torch.promote_types(dtype, torch.float32)
             q, k, v_and_one = q_BHND.to(wide), k_BHND.to(wide), F.pad(v_BHND.to(wide), (0, 1), value=1.0)
-            # A query's own |q|²/2 is the same for all its features and cancels.
+            # Of random features. A query's own |q|²/2 is the same for all its features and cancels.
             exponent_BHN = k.square().sum(-1) * (-scaling / 2)
             if length_B is not None:  # padding has no features, whatever it holds
                 padding = ~real_tokens(length_B, N)[:, None, :]

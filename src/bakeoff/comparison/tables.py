@@ -32,7 +32,7 @@ def columns(group: Group) -> list[Column]:
     if not any(row.f1 for row in group.rows):
         spare.add("F1 %")
     if not any(row.transfer_seconds for row in group.rows):
-        spare.add("of transfer s")
+        spare.add("transfer s")
     return [column for column in COLUMNS if column.title not in spare]
 
 
@@ -89,8 +89,7 @@ def _table(group: Group, chosen: Sequence[Column]) -> Table:
 
 def _by_length(group: Group) -> list[list[str]]:
     """Accuracy in each quartile of length, the headings first."""
-    head, *rest = group.lengths
-    lines = [["accuracy % by tokens", head, *rest]]
+    lines = [["accuracy % by tokens", *group.lengths]]
     return lines + [[row.title, *map(_interval_text, row.by_length)] for row in group.rows]
 
 
@@ -197,7 +196,7 @@ COLUMNS: tuple[Column, ...] = (
     ),
     Column("seeds", lambda r: str(len(r.runs)), lambda r: len(r.runs), "runs averaged, one a seed"),
     Column(
-        "of transfer s",
+        "transfer s",
         lambda r: f"{r.transfer_seconds:,.1f}" if r.transfer_seconds else "–",
         lambda r: r.transfer_seconds,
         "part of the training time in which the mechanism's own state learnt to match dense attention",
