@@ -75,6 +75,16 @@ def test_the_whole_way(call, shared, tmp_path):
     assert sum(right) / 60 == pytest.approx(record["metrics"]["accuracy"]["value"])
 
 
+def test_ls_says_what_there_is(call):
+    from bakeoff.recipes import RECIPES
+    from bakeoff.tasks import TASKS
+
+    for what, names in (("tasks", TASKS), ("recipes", RECIPES)):
+        code, stdout, _ = call("ls", what)
+        assert code == 0
+        assert all(name in stdout for name in names)
+
+
 def test_predict_reads_stdin(call, shared, tmp_path, monkeypatch):
     import io
 

@@ -45,6 +45,8 @@ def test_notebook_runs_to_its_end(path, place, tmp_path, monkeypatch):
     monkeypatch.setenv("BAKEOFF_DATA_DIR", str(place / "mirror"))
     monkeypatch.setenv("OMP_NUM_THREADS", os.environ.get("OMP_NUM_THREADS", "1"))
     nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    kinds = {kind for cell in notebook.cells for o in cell.get("outputs", ()) for kind in o.get("data", ())}
+    assert "text/html" not in kinds  # Trainer's own table of losses, a row a point of the curve
     shown = "\n".join(
         output["data"].get("text/markdown", "")
         for cell in notebook.cells

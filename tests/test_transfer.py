@@ -177,12 +177,20 @@ def test_nothing_to_fit_is_no_stage(shared, tmp_path, name):
     assert fit(shared, tmp_path, name)[1] is None
 
 
-def test_texts_that_a_mechanism_covers_are_left_out(shared, tmp_path):
+def test_texts_that_a_mechanism_covers_are_left_out(shared, tmp_path, monkeypatch):
+    read, forward = [], transfer._Stage.forward
+
+    def remember(self, input_ids, attention_mask, token_type_ids=None):
+        read.extend(attention_mask.sum(1).tolist())
+        return forward(self, input_ids, attention_mask, token_type_ids)
+
+    monkeypatch.setattr(transfer._Stage, "forward", remember)
     _, _, dataset = prepared(shared, "linformer")
     lengths = sorted(dataset["length"])
     K = lengths[200]
     _, done = fit(shared, tmp_path, f"linformer:projected_length={K}")
     assert done.rows == sum(n > K for n in lengths)  # one pass over those, and no step more
+    assert sorted(read) == [n for n in lengths if n > K]
     assert fit(shared, tmp_path, f"linformer:projected_length={lengths[-1]}")[1] is None
 
 
