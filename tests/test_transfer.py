@@ -44,6 +44,7 @@ def fit(shared, tmp_path, attention, recipe=RECIPE, seed=0):
 
 def error(model, inputs):
     with transfer._beside_dense(model):
+        inputs = {name: x.to(model.device) for name, x in inputs.items()}  # fitted where there is a GPU
         return transfer._Stage(model)(**inputs)["loss"].item()
 
 
@@ -58,7 +59,7 @@ def test_the_mechanism_comes_closer_to_dense_and_nothing_else_moves(shared, tmp_
     old, moved = before.state_dict(), set()
     assert model.state_dict().keys() == old.keys()
     for key, value in model.state_dict().items():
-        if not torch.equal(value, old[key]):
+        if not torch.equal(value.cpu(), old[key]):
             moved.add(key)
     own = {id(p) for mechanism in model.mechanisms() for p in mechanism.transferable()}
     assert moved == {key for key, p in model.named_parameters() if id(p) in own}
