@@ -146,6 +146,20 @@ def test_a_narrow_terminal_gets_more_tables_and_loses_nothing(bakeoff, width):
         assert text.count(group.rows[0].title) >= 2
 
 
+@pytest.mark.parametrize("width", [80, 100])
+def test_long_names_of_rows_are_folded(tmp_path, width):
+    for features in (64, 128):
+        options = f"performer:feature_map=random,num_features={features}"
+        write_run(tmp_path, options, recipe="plain" if features == 64 else "transfer")
+    console = Console(width=width, file=io.StringIO())
+    comparing.render_terminal(compare(tmp_path), console)
+    text = console.file.getvalue()
+    assert "…" not in text
+    assert "num_features=128" in text
+    assert max(map(len, text.splitlines())) <= width
+    assert len([line for line in text.splitlines() if line.startswith("performer")]) <= 2 * 6
+
+
 def test_json_is_plain_and_complete(bakeoff):
     values = comparing.to_json(bakeoff)
     assert json.loads(json.dumps(values, allow_nan=False)) == values

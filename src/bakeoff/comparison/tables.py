@@ -72,12 +72,8 @@ def render_terminal(comparison: Comparison, console: Console) -> None:
 def _table(group: Group, chosen: Sequence[Column]) -> Table:
     """A terminal's table of some columns, with the baseline where its figure has a column."""
     from rich.markup import escape
-    from rich.table import Table
 
-    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
-    table.add_column("attention", no_wrap=True)
-    for column in chosen:
-        table.add_column(column.title, justify="right", no_wrap=True)
+    table = _headed(["attention", *(column.title for column in chosen)])
     for row in group.rows:
         table.add_row(escape(row.title), *(escape(column.text(row)) for column in chosen))
     share = {"eval accuracy %": percent(group.baseline)}
@@ -93,14 +89,22 @@ def _by_length(group: Group) -> list[list[str]]:
     return lines + [[row.title, *map(_interval_text, row.by_length)] for row in group.rows]
 
 
-def _length_table(group: Group) -> Table:
-    from rich.markup import escape
+def _headed(headings: Sequence[str]) -> Table:
+    """An empty table; long names of rows are folded, figures never."""
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
+    table.add_column(headings[0], max_width=36, overflow="fold")
+    for heading in headings[1:]:
+        table.add_column(heading, justify="right", no_wrap=True)
+    return table
+
+
+def _length_table(group: Group) -> Table:
+    from rich.markup import escape
+
     heading, *lines = _by_length(group)
-    for i, title in enumerate(heading):
-        table.add_column(title, justify="right" if i else "left", overflow="fold")
+    table = _headed(heading)
     for line in lines:
         table.add_row(*map(escape, line))
     return table
