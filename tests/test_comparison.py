@@ -22,7 +22,7 @@ evaluated on a sample of 200 of 12,432 rows
 
 - dense and performer are tied (p = 0.59): dense has 85.00 % (79.39 to 89.29), and the other is at most \
 9.8 points behind.
-- Choose dense: none of the tied is 1.2 × cheaper to train or to evaluate.
+- Choose dense: none of the tied is 1.2 × cheaper to train or to evaluate without being dearer in the other.
 - 200 rows and 1 seed are few: differences under about 10.4 points cannot be told from chance.
 - With one seed, an interval is for the evaluation rows alone; another seed may move it further.
 
@@ -169,6 +169,14 @@ def test_json_is_plain_and_complete(bakeoff):
     assert sst2["rows"][2]["to_best"]["value"] == pytest.approx(0.1)
     assert sst2["rows"][3]["fault"].startswith("learned nothing")
     assert len(values["failures"]) == 2
+
+
+def test_what_saves_evaluation_at_the_price_of_training_is_not_chosen(tmp_path):
+    write_run(tmp_path, "dense", range(40), train_seconds=100.0, eval_seconds=5.0)
+    write_run(tmp_path, "linformer", range(41), train_seconds=130.0, eval_seconds=4.0)
+    assert any(s.startswith("Choose dense: none of the tied") for s in group_of(tmp_path).verdict)
+    write_run(tmp_path / "b", "performer", range(42), train_seconds=110.0, eval_seconds=4.0)
+    assert any(s.startswith("Choose performer: it evaluates 1.2 ×") for s in group_of(tmp_path).verdict)
 
 
 def test_a_cheaper_tied_row_is_chosen_and_small_ratios_are_no_difference(tmp_path):

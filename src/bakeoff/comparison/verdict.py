@@ -109,13 +109,14 @@ def _standing(group: Group, tied: Sequence[Row], learned: Sequence[Row]) -> str:
 
 
 def _choice(group: Group, tied: Sequence[Row]) -> list[str]:
-    """Which of the tied rows to take: the cheapest, where cost can be told apart."""
+    """Which of the tied rows to take: the cheapest in one way and dearer in none, where it can be told."""
     if len(tied) == 1 or not group.same_machine:
         return []
     own = [row for row in tied if not _covers_texts(row)] or list(tied)
     usual = next((row for row in tied if row.attention == "dense"), group.best)
-    for seconds in (_train_seconds, _eval_seconds):
-        cheap = min(own, key=seconds)
+    for seconds, other in ((_train_seconds, _eval_seconds), (_eval_seconds, _train_seconds)):
+        fair = [row for row in own if _ratio(other(row), other(usual)) < SAME_SPEED]
+        cheap = min(fair, key=seconds, default=usual)
         if _ratio(seconds(usual), seconds(cheap)) >= SAME_SPEED:
             return [
                 f"Choose {cheap.label}: it {_speed(usual, cheap)} than {usual.label}, at no measurable loss."
@@ -123,7 +124,8 @@ def _choice(group: Group, tied: Sequence[Row]) -> list[str]:
     which = (
         "none of the tied" if len(own) == len(tied) else "none of the tied that approximates anything here"
     )
-    return [f"Choose {usual.label}: {which} is {SAME_SPEED} × cheaper to train or to evaluate."]
+    cheaper = f"{SAME_SPEED} × cheaper to train or to evaluate without being dearer in the other"
+    return [f"Choose {usual.label}: {which} is {cheaper}."]
 
 
 def _loser(group: Group, row: Row, difference: stats.Difference) -> str:
