@@ -1,4 +1,4 @@
-"""The command that fills the docs' tables, and that what they hold is its work."""
+"""The command that fills the docs' tables, and the marks between which it does."""
 
 import importlib.util
 import re

@@ -161,6 +161,28 @@ def test_a_run_interrupted_in_its_transfer_starts_anew(shared, tmp_path, monkeyp
     assert record.transfer.steps > 0
 
 
+def test_an_account_that_cannot_be_read_starts_the_run_anew(shared, tmp_path, monkeypatch):
+    spec = tiny.spec(
+        shared, attention=LEARNS["performer"], num_train_epochs=2, save_steps=8, output_dir=str(tmp_path)
+    )
+    folder = tmp_path / spec.run_id() / train.CHECKPOINTS
+
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train._Meter, "on_save", interrupt, raising=False)
+    with pytest.raises(KeyboardInterrupt):
+        train.run(spec, progress=False)
+    monkeypatch.undo()
+    (folder / "transfer.json").write_text("{")
+    record = train.run(spec, progress=False)
+    assert record.status == "failed"
+    assert "transfer.json could not be read; the checkpoints were removed, run it again" in record.error
+    record = train.run(spec, progress=False)
+    assert record.status == "ok", record.error
+    assert record.transfer.steps > 0
+
+
 def test_divergence_is_an_error(shared, tmp_path, monkeypatch):
     monkeypatch.setattr(
         transfer._Stage,

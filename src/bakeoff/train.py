@@ -280,7 +280,13 @@ def _transfer(
     """The recipe's attention transfer; a run that resumes has it in its weights, and its account on disk."""
     account = folder / "transfer.json"
     if resumes:
-        return runs.Transfer.from_dict(json.loads(account.read_text())) if account.exists() else None
+        try:
+            return runs.Transfer.from_dict(json.loads(account.read_text())) if account.exists() else None
+        except (OSError, ValueError, BakeoffError) as error:
+            shutil.rmtree(folder)  # or the run would fail at this for ever
+            raise RuntimeError(
+                f"{account} could not be read; the checkpoints were removed, run it again ({error})"
+            ) from error
     spec = prepared.spec
     made = transfer.fit(
         model,
