@@ -115,6 +115,13 @@ def test_the_error_is_that_of_the_layers_outputs(tmp_path, family, attention, N,
     }
 
 
+def test_the_encoder_drops_nothing_while_it_is_matched(tmp_path):
+    encoders.save(tmp_path, "bert", hidden_dropout_prob=0.5)
+    model = checkpoints.load(tmp_path, "performer", attention_options=encoders.SMALL["performer"])
+    inputs = encoders.batch()
+    assert error(model.train(), inputs) == error(model.train(), inputs)
+
+
 def test_copies_of_the_stage_count_their_own_errors(shared):
     """On a machine with several GPUs each has a copy."""
     model, tokenizer, dataset = prepared(shared, LEARNS["performer"])
