@@ -89,9 +89,14 @@ def test_same_seed_same_result_other_seed_another(shared, tmp_path, done):
     assert other.history != record.history
 
 
-@pytest.mark.parametrize("attention", ["dense", "performer"])
-def test_interrupted_and_resumed_equals_uninterrupted(shared, tmp_path, monkeypatch, attention):
-    spec = tiny.spec(shared, attention=OPTIONS[attention], save_steps=5, num_train_epochs=2)
+@pytest.mark.parametrize(
+    ("attention", "recipe", "at"),
+    [("dense", "plain", 23), ("performer", "transfer", 23), ("performer", "late", 13)]
+    + [(attention, "late", at) for attention in ("linformer", "longformer") for at in (16, 23)],
+)
+def test_interrupted_and_resumed_equals_uninterrupted(shared, tmp_path, monkeypatch, attention, recipe, at):
+    """Of 32 steps; a late recipe converts the encoder after 16."""
+    spec = tiny.spec(shared, attention=OPTIONS[attention], recipe=recipe, save_steps=5, num_train_epochs=2)
     # Dropout makes the state of the random generators matter.
     wanted = train.run(dataclasses.replace(spec, attention_dropout=0.1), progress=False)
     spec = dataclasses.replace(spec, attention_dropout=0.1, output_dir=str(tmp_path))
@@ -101,7 +106,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(shared, tmp_path, monkeypa
     def interrupt(self, args, state, control, **kwargs):
         on_step_end(self, args, state, control, **kwargs)
         steps.append(state.global_step)
-        if state.global_step == 23 and steps.count(23) == 1:
+        if state.global_step == at and steps.count(at) == 1:
             raise KeyboardInterrupt
 
     monkeypatch.setattr(train._Meter, "on_step_end", interrupt)
@@ -110,10 +115,11 @@ def test_interrupted_and_resumed_equals_uninterrupted(shared, tmp_path, monkeypa
     folder = tmp_path / spec.run_id()
     assert runs.load(folder).status == "cancelled"
     # A checkpoint cut off in the middle of writing is passed over.
-    (folder / train.CHECKPOINTS / "checkpoint-22").mkdir()
-    (folder / train.CHECKPOINTS / "checkpoint-22" / "trainer_state.json").write_text('{"epo')
+    cut_off = folder / train.CHECKPOINTS / f"checkpoint-{at}"
+    cut_off.mkdir()
+    (cut_off / "trainer_state.json").write_text('{"epo')
     record = train.run(spec, progress=False)
-    assert steps == [*range(1, 24), *range(21, 33)]
+    assert steps == [*range(1, at + 1), *range(at - at % 5 + 1, 33)]
     assert record.status == "ok"
     assert record.metrics == wanted.metrics
     assert record.train_loss == pytest.approx(wanted.train_loss, rel=1e-6)

@@ -43,7 +43,7 @@ def fit(shared, tmp_path, attention, recipe=RECIPE, seed=0):
 
 
 def error(model, inputs):
-    with transfer._beside_dense(model):
+    with transfer.in_place(model, transfer._beside_dense):
         inputs = {name: x.to(model.device) for name, x in inputs.items()}  # fitted where there is a GPU
         return transfer._Stage(model)(**inputs)["loss"].item()
 
@@ -126,7 +126,7 @@ def test_copies_of_the_stage_count_their_own_errors(shared):
     """On a machine with several GPUs each has a copy."""
     model, tokenizer, dataset = prepared(shared, LEARNS["performer"])
     inputs = tokenizer.pad(dataset.select_columns(["input_ids"])[:8], return_tensors="pt")
-    with transfer._beside_dense(model):
+    with transfer.in_place(model, transfer._beside_dense):
         stage = transfer._Stage(model)
         original = [module for module in stage.modules() if isinstance(module, transfer._Beside)]
         replica = copy.deepcopy(stage)
@@ -181,7 +181,7 @@ def test_an_account_that_cannot_be_read_starts_the_run_anew(shared, tmp_path, mo
     with pytest.raises(KeyboardInterrupt):
         train.run(spec, progress=False)
     monkeypatch.undo()
-    (folder / "transfer.json").write_text("{")
+    (folder / "converted" / "transfer.json").write_text("{")
     record = train.run(spec, progress=False)
     assert record.status == "failed"
     assert "transfer.json could not be read; the checkpoints were removed, run it again" in record.error
@@ -278,7 +278,7 @@ def test_a_killed_run_resumes_behind_its_transfer(shared, tmp_path):
     )
     ended = subprocess.run([sys.executable, "-c", script, json.dumps(spec.to_dict())], capture_output=True)
     assert ended.returncode == -signal.SIGKILL, ended.stderr
-    account = json.loads((folder / train.CHECKPOINTS / "transfer.json").read_text())
+    account = json.loads((folder / train.CHECKPOINTS / "converted" / "transfer.json").read_text())
     record = train.run(spec, progress=False)
     assert record.status == "ok", record.error
     assert record.transfer.seconds == account["seconds"] == 1000
@@ -288,3 +288,55 @@ def test_a_killed_run_resumes_behind_its_transfer(shared, tmp_path):
     assert [line["loss"] for line in record.history] == pytest.approx(
         [line["loss"] for line in whole.history]
     )
+
+
+def test_a_late_run_is_the_dense_one_until_it_is_converted(shared, tmp_path, monkeypatch):
+    """The same losses to the middle; then the mechanism is fitted to the encoder as it is by then."""
+    changes = {"num_train_epochs": 2, "output_dir": str(tmp_path)}
+    dense = train.run(tiny.spec(shared, **changes, recipe="late"), progress=False)
+    spec = tiny.spec(shared, **changes, attention="performer", recipe="late")
+    begun = checkpoints.load(spec.model_name_or_path, "performer", seed=spec.seed).state_dict()
+    fitted, seen = transfer.fit, []
+
+    def fit(model, *args, **kwargs):
+        seen.append({key: value.clone() for key, value in model.state_dict().items()})
+        return fitted(model, *args, **kwargs)
+
+    monkeypatch.setattr(transfer, "fit", fit)
+    late = train.run(spec, progress=False)
+    assert (dense.status, late.status) == ("ok", "ok"), (dense.error, late.error)
+    losses = [[line["loss"] for line in record.history] for record in (dense, late)]
+    assert len(losses[0]) == len(losses[1]) == 32
+    assert losses[0][:16] == losses[1][:16]
+    assert all(a != b for a, b in zip(losses[0][16:], losses[1][16:], strict=True))
+    assert dense.transfer is None
+    assert late.transfer.steps > 0
+    moved = {key for key, value in seen[0].items() if not torch.equal(value.cpu(), begun[key])}
+    assert moved == {key for key in begun if ".bakeoff." not in key and "position_ids" not in key}
+
+
+def test_a_late_longformer_starts_its_global_projections_from_what_was_trained(shared, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(transfer, "fit", lambda model, *args, **kwargs: seen.append(copy.deepcopy(model)))
+    spec = tiny.spec(shared, attention="longformer", recipe="late", output_dir=str(tmp_path))
+    record = train.run(spec, progress=False)
+    assert record.status == "ok", record.error
+    for site, mechanism in zip(seen[0].sites, seen[0].mechanisms(), strict=True):
+        layer = seen[0].model.get_submodule(site.path)
+        assert torch.equal(mechanism.query_global.weight, layer.query.weight)
+
+
+def test_what_was_made_with_the_mechanism_is_never_trained_densely(shared, tmp_path, monkeypatch):
+    base = checkpoints.load(tiny.spec(shared).model_name_or_path, "performer")
+    base.save_pretrained(tmp_path / "base")
+    checkpoints.load_tokenizer(tiny.spec(shared).model_name_or_path).save_pretrained(tmp_path / "base")
+    monkeypatch.setattr(transfer, "densely", None)
+    spec = tiny.spec(
+        shared,
+        attention="performer",
+        recipe="late",
+        model_name_or_path=str(tmp_path / "base"),
+        output_dir=str(tmp_path / "runs"),
+    )
+    record = train.run(spec, progress=False)
+    assert record.status == "ok", record.error

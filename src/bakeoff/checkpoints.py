@@ -11,7 +11,7 @@ import contextlib
 import dataclasses
 import hashlib
 import importlib.util
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -168,6 +168,7 @@ class Base:
     hidden_size: int
     layers: int
     max_tokens: int
+    native: bool  # whether it was made with the mechanism asked for
 
 
 def inspect(
@@ -192,7 +193,8 @@ def inspect(
             mechanism = site.build(index, config, held, wrapped)
             if isinstance(mechanism, Longformer) and mechanism.separate_global:
                 _projections(config.model_type)
-    return Base(config.model_type, config.hidden_size, dispatched(sites), held)
+    native = _native(source, attention)
+    return Base(config.model_type, config.hidden_size, dispatched(sites), held, native)
 
 
 def _native(source: PreTrainedConfig, attention: str) -> bool:
@@ -340,9 +342,14 @@ def _fill(model: PreTrainedModel, state: Mapping[str, Tensor]) -> None:
     missing = [key for key in missing if f".{NAME}." not in key]
     if missing or unexpected:
         raise BakeoffError(f"weights do not fit the encoder: missing {missing}, unexpected {unexpected}.")
+    start_from_weights(model, state.keys())
+
+
+def start_from_weights(model: PreTrainedModel, held: Collection[str] = ()) -> None:
+    """Start from the model's own weights what a mechanism takes from them, unless `held` names it."""
     for site, mechanism in zip(model.sites, model.mechanisms(), strict=True):
         own = f"{site.path}.{NAME}.query_global.weight"
-        if isinstance(mechanism, Longformer) and mechanism.separate_global and own not in state:
+        if isinstance(mechanism, Longformer) and mechanism.separate_global and own not in held:
             _copy_projections(model, site.path, mechanism)
 
 

@@ -17,12 +17,14 @@ class Recipe:
 
     Attributes:
         description: in a line.
-        transfer_steps: steps of attention transfer before fine-tuning, for mechanisms with state to learn.
+        dense_share: of fine-tuning's steps, made with dense attention before the mechanism takes its place.
+        transfer_steps: steps of attention transfer when it does, for mechanisms with state to learn.
         transfer_tokens: real tokens a step, about; a step has one row at least.
         transfer_learning_rate: of the mechanism's state in that stage; it falls to zero linearly.
     """
 
     description: str
+    dense_share: float = 0.0
     transfer_steps: int = 0
     transfer_tokens: int = 512
     transfer_learning_rate: float = 0.1
@@ -32,6 +34,11 @@ RECIPES: dict[str, Recipe] = {
     "plain": Recipe(description="Fine-tune at once."),
     "transfer": Recipe(
         description="Before fine-tuning, let the mechanism's own state learn to match dense attention.",
+        transfer_steps=200,
+    ),
+    "late": Recipe(
+        description="Fine-tune with dense attention for half of the steps, then transfer and go on.",
+        dense_share=0.5,
         transfer_steps=200,
     ),
 }

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
+from safetensors.torch import load_model, save_model
 from transformers import (
     DataCollatorWithPadding,
     PreTrainedModel,
@@ -35,6 +36,9 @@ from bakeoff.spec import RunSpec
 from bakeoff.trainer import LengthGroupedTrainer, arguments
 
 CHECKPOINTS = "checkpoints"
+_CONVERTED = "converted"  # beside Trainer's own: the model when the mechanism came into its place
+_ACCOUNT = "transfer.json"
+_WEIGHTS = "model.safetensors"
 _PREVIEW = 400  # characters of each evaluation text kept with its prediction
 _CURVE_POINTS = 50  # of the training loss, a run
 
@@ -199,31 +203,7 @@ def _train(
     spec, task, tokenizer = prepared.spec, prepared.task, prepared.tokenizer
     rows, epochs = len(task.train.labels), spec.num_train_epochs
     assert epochs is not None  # noqa: S101  # resolved
-    batch = spec.per_device_train_batch_size * spec.gradient_accumulation_steps
-    checkpoint = _last_checkpoint(folder / CHECKPOINTS)
-    transferred = _transfer(prepared, model, folder / CHECKPOINTS, checkpoint is not None, progress)
-    meter = _Meter(
-        seconds=transferred.seconds if transferred else 0.0,
-        every=max(1, round(math.ceil(rows / batch) * epochs / _CURVE_POINTS)),
-    )
-    trainer = LengthGroupedTrainer(
-        model,
-        _arguments(spec, folder),
-        train_dataset=prepared.train.dataset,
-        data_collator=DataCollatorWithPadding(tokenizer),
-        processing_class=tokenizer,
-        callbacks=[meter],
-        progress=progress,
-    )
-    try:
-        trainer.train(resume_from_checkpoint=checkpoint)
-    except Exception as error:
-        if checkpoint is None or meter.stepped or _out_of_memory(error):
-            raise
-        shutil.rmtree(checkpoint)  # or the run would fail at this for ever
-        raise RuntimeError(
-            f"{checkpoint} could not be resumed from and was removed; run it again ({error})"
-        ) from error
+    state, seconds, transferred = _fine_tune(prepared, model, folder / CHECKPOINTS, progress)
 
     clock = time.perf_counter()
     logits = predict.logits(
@@ -253,12 +233,12 @@ def _train(
         record,
         status="ok",
         metrics=metrics.compute((*task.metrics, "loss"), task.eval.labels, logits.numpy()),
-        train_loss=meter.mean_loss(trainer.state),
+        train_loss=mean_loss(state),
         transfer=transferred,
         cost=runs.Cost(
-            train_seconds=meter.seconds,
-            train_tokens_per_second=train_tokens * epochs / meter.seconds,
-            train_examples_per_second=rows * epochs / meter.seconds,
+            train_seconds=seconds,
+            train_tokens_per_second=train_tokens * epochs / seconds,
+            train_examples_per_second=rows * epochs / seconds,
             eval_seconds=eval_seconds,
             eval_tokens_per_second=eval_tokens / eval_seconds,
             eval_examples_per_second=len(prepared.eval.lengths) / eval_seconds,
@@ -268,47 +248,102 @@ def _train(
         ),
         history=tuple(
             {k: v for k, v in line.items() if isinstance(v, int | float)}
-            for line in trainer.state.log_history
+            for line in state.log_history
             if "loss" in line
         ),
     )
 
 
-def _transfer(
-    prepared: Prepared, model: PreTrainedModel, folder: Path, resumes: bool, progress: bool
-) -> runs.Transfer | None:
-    """The recipe's attention transfer; a run that resumes has it in its weights, and its account on disk."""
-    account = folder / "transfer.json"
-    if resumes:
+def _fine_tune(
+    prepared: Prepared, model: PreTrainedModel, folder: Path, progress: bool
+) -> tuple[TrainerState, float, runs.Transfer | None]:
+    """Train by the recipe, from the last checkpoint in `folder` if there is one.
+
+    Returns:
+        Trainer's state, the seconds of training, those of attention transfer included, and its account.
+    """
+    spec, recipe = prepared.spec, recipes.get(prepared.spec.recipe)
+    assert spec.num_train_epochs is not None  # noqa: S101  # resolved
+    batches = math.ceil(len(prepared.task.train.labels) / spec.per_device_train_batch_size)
+    steps = math.ceil(spec.num_train_epochs * math.ceil(batches / spec.gradient_accumulation_steps))
+    already = spec.attention.name == "dense" or prepared.base.native
+    dense_steps = 0 if already else round(recipe.dense_share * steps)
+    meter = _Meter(every=max(1, round(steps / _CURVE_POINTS)))
+
+    def train(*callbacks: TrainerCallback) -> TrainerState:
+        trainer = LengthGroupedTrainer(
+            model,
+            _arguments(spec, folder),
+            train_dataset=prepared.train.dataset,
+            data_collator=DataCollatorWithPadding(prepared.tokenizer),
+            processing_class=prepared.tokenizer,
+            callbacks=[meter, *callbacks],
+            progress=progress,
+        )
+        checkpoint, meter.stepped = _last_checkpoint(folder), False
         try:
-            return runs.Transfer.from_dict(json.loads(account.read_text())) if account.exists() else None
-        except (OSError, ValueError, BakeoffError) as error:
-            shutil.rmtree(folder)  # or the run would fail at this for ever
+            trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+        except Exception as error:
+            if checkpoint is None or meter.stepped or _out_of_memory(error):
+                raise
+            shutil.rmtree(checkpoint)  # or the run would fail at this for ever
             raise RuntimeError(
-                f"{account} could not be read; the checkpoints were removed, run it again ({error})"
+                f"{checkpoint} could not be resumed from and was removed; run it again ({error})"
             ) from error
-    spec = prepared.spec
-    made = transfer.fit(
-        model,
-        prepared.tokenizer,
-        prepared.train.dataset,
-        recipes.get(spec.recipe),
-        folder,
-        seed=spec.seed,
-        bf16=spec.bf16,
-        progress=progress,
-    )
-    if made is not None:
-        folder.mkdir(exist_ok=True)
-        runs.write_json(account, dataclasses.asdict(made))
-    return made
+        return trainer.state
+
+    if _step(_last_checkpoint(folder)) < dense_steps:
+        with transfer.in_place(model, transfer.densely):
+            train(_Stop(dense_steps))
+    learns = recipe.transfer_steps and any(mechanism.transferable() for mechanism in model.mechanisms())
+    if not dense_steps and not learns:
+        return train(), meter.seconds, None
+    transferred = _convert(prepared, model, folder, progress)
+    state = train(_Converted(model, folder / _CONVERTED, dense_steps))
+    return state, meter.seconds + (transferred.seconds if transferred else 0.0), transferred
+
+
+def _convert(
+    prepared: Prepared, model: PreTrainedModel, folder: Path, progress: bool
+) -> runs.Transfer | None:
+    """Let the mechanisms start from the model as it is, and fit them; what came of it stays on disk."""
+    converted, checkpoint = folder / _CONVERTED, _last_checkpoint(folder)
+    if not converted.exists():
+        if checkpoint is not None:
+            load_model(model, checkpoint / _WEIGHTS)
+            checkpoints.start_from_weights(model)
+        made = transfer.fit(
+            model,
+            prepared.tokenizer,
+            prepared.train.dataset,
+            recipes.get(prepared.spec.recipe),
+            folder,
+            seed=prepared.spec.seed,
+            bf16=prepared.spec.bf16,
+            progress=progress,
+        )
+        temporary = converted.with_suffix(".tmp")
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        save_model(model, str(temporary / _WEIGHTS))
+        if made is not None:
+            runs.write_json(temporary / _ACCOUNT, dataclasses.asdict(made))
+        temporary.rename(converted)
+    account = converted / _ACCOUNT
+    try:
+        return runs.Transfer.from_dict(json.loads(account.read_text())) if account.exists() else None
+    except (OSError, ValueError, BakeoffError) as error:
+        shutil.rmtree(folder)  # or the run would fail at this for ever
+        raise RuntimeError(
+            f"{account} could not be read; the checkpoints were removed, run it again ({error})"
+        ) from error
 
 
 def _arguments(spec: RunSpec, folder: Path) -> TrainingArguments:
     assert spec.learning_rate is not None  # noqa: S101  # resolved
     assert spec.num_train_epochs is not None  # noqa: S101
     return arguments(
-        output_dir=str(folder / CHECKPOINTS),
+        output_dir=str(folder),
         learning_rate=spec.learning_rate,
         per_device_train_batch_size=spec.per_device_train_batch_size,
         gradient_accumulation_steps=spec.gradient_accumulation_steps,
@@ -371,25 +406,58 @@ class _Meter(TrainerCallback, ExportableState):
         """Stop the clock."""
         self._count()
 
-    def mean_loss(self, state: TrainerState) -> float:
-        """The mean loss over all steps; each logged value is the mean since the one before."""
-        total, before = 0.0, 0
-        for line in state.log_history:
-            if "loss" in line:
-                total, before = total + line["loss"] * (line["step"] - before), line["step"]
-        return total / before
+
+class _Stop(TrainerCallback):
+    """The end of training at a step, with a checkpoint there."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Stop, where it is time."""
+        if state.global_step == self.step:
+            control.should_log = control.should_save = control.should_training_stop = True
 
 
-def _last_checkpoint(folder: Path) -> str | None:
+class _Converted(TrainerCallback):
+    """The converted model in place of the checkpoint it was made from, which Trainer loads."""
+
+    def __init__(self, model: PreTrainedModel, converted: Path, step: int) -> None:
+        self.model, self.converted, self.step = model, converted, step
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Load it, where training goes on from there."""
+        if state.global_step == self.step:
+            load_model(self.model, self.converted / _WEIGHTS)
+
+
+def mean_loss(state: TrainerState) -> float:
+    """The mean loss over all steps; each logged value is the mean since the one before."""
+    total, before = 0.0, 0
+    for line in state.log_history:
+        if "loss" in line:
+            total, before = total + line["loss"] * (line["step"] - before), line["step"]
+    return total / before
+
+
+def _step(checkpoint: Path | None) -> int:
+    return 0 if checkpoint is None else int(checkpoint.name.rpartition("-")[2])
+
+
+def _last_checkpoint(folder: Path) -> Path | None:
     """The newest whole checkpoint: Trainer writes its state last, so one without was cut off."""
     whole = []
     for path in folder.glob("checkpoint-*"):
         try:
             json.loads((path / "trainer_state.json").read_text())
-            whole.append((int(path.name.rpartition("-")[2]), path))
+            whole.append(path)
         except (OSError, ValueError):
             continue
-    return str(max(whole)[1]) if whole else None
+    return max(whole, key=_step, default=None)
 
 
 def _save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:

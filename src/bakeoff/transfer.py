@@ -17,7 +17,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,8 @@ from transformers import (
 from bakeoff import runs
 from bakeoff.attention import Attention
 from bakeoff.attention.base import row_attention
+from bakeoff.attention.dense import Dense
+from bakeoff.attention.longformer import Window
 from bakeoff.encoder import NAME
 from bakeoff.recipes import Recipe
 from bakeoff.trainer import LengthGroupedTrainer, arguments
@@ -92,20 +94,38 @@ class _Stage(nn.Module):
 
 
 @contextlib.contextmanager
-def _beside_dense(model: PreTrainedModel) -> Iterator[None]:
-    """Dense attention on every layer whose mechanism has something to learn, which stands beside it."""
-    learning = [
+def in_place(model: PreTrainedModel, make: Callable[[Attention], Attention]) -> Iterator[None]:
+    """For a while, what `make` gives in the place of every layer's mechanism."""
+    layers = [
         (model.model.get_submodule(site.path), mechanism)
         for site, mechanism in zip(model.sites, model.mechanisms(), strict=True)
-        if mechanism.transferable()
     ]
     try:
-        for module, mechanism in learning:
-            module.add_module(NAME, _Beside(mechanism))
+        for module, mechanism in layers:
+            module.add_module(NAME, make(mechanism))
         yield
     finally:
-        for module, mechanism in learning:
+        for module, mechanism in layers:
             module.add_module(NAME, mechanism)
+
+
+def densely(mechanism: Attention) -> Attention:
+    """Dense attention for a mechanism's layer, whose state it keeps; a family's local layers stay local."""
+    if isinstance(mechanism, Window):
+        return mechanism
+    dense = Dense(mechanism.layer)
+    dense.dropout = mechanism.dropout
+    for name, parameter in mechanism.named_parameters(recurse=False):
+        dense.register_parameter(name, parameter)
+    for name, buffer in mechanism.named_buffers(recurse=False):
+        dense.register_buffer(name, buffer)
+    for name, module in mechanism.named_children():
+        dense.add_module(name, module)
+    return dense
+
+
+def _beside_dense(mechanism: Attention) -> Attention:
+    return _Beside(mechanism) if mechanism.transferable() else mechanism
 
 
 def fit(
@@ -165,7 +185,7 @@ def fit(
         optimizers=(torch.optim.AdamW(parameters, recipe.transfer_learning_rate, weight_decay=0.0), None),
         progress=progress,
     )
-    with _beside_dense(model):
+    with in_place(model, _beside_dense):
         trainer.train()
     history = [line for line in trainer.state.log_history if "loss" in line]
     if not all(math.isfinite(line["loss"]) for line in history):
