@@ -40,7 +40,7 @@ SMALL = {
     "dense": {},
     "longformer": {"window": 4, "global_tokens": 2},
     "bigbird": {"block_size": 2, "num_random_blocks": 1},
-    "performer": {"num_features": 16},
+    "performer": {"num_features": 16, "global_tokens": 2},
     "linformer": {"projected_length": 6},
 }
 

@@ -15,8 +15,10 @@ SMALL = {
     "dense": {},
     "longformer": {"window": 8, "global_tokens": 2},
     "bigbird": {"block_size": 4, "num_random_blocks": 1},
-    "performer": {"num_features": 24},
-    "performer random": {"num_features": 24, "feature_map": "random"},
+    "performer": {"num_features": 24, "global_tokens": 3},
+    "performer alone": {"num_features": 24, "global_tokens": 0},
+    "performer random": {"num_features": 24, "feature_map": "random", "global_tokens": 0},
+    "performer random, global": {"num_features": 24, "feature_map": "random", "global_tokens": 3},
     "linformer": {"projected_length": 8},
 }
 MECHANISMS = sorted(SMALL)
@@ -27,7 +29,7 @@ def make(name, dtype=torch.float64, seed=0, index=1, max_length=128, **options):
     layer = Layer(index, H, H, D, E, max_length, seed)
     torch.manual_seed(7)  # only the linear projections of longformer draw from the global generator
     attention = build(name.split()[0], layer, SMALL[name] | options).to(dtype).eval()
-    if name == "linformer":  # away from the start, so that what is learned is tested
+    if name in ("linformer", "performer"):  # away from the start, so that what is learned is tested
         for parameter in attention.parameters():
             torch.nn.init.normal_(parameter, std=0.2)
     return attention
@@ -183,6 +185,7 @@ def test_bigbird_draws_differ_between_heads_and_cover_blocks_evenly():
 
 
 DEGENERATE = {
+    "performer": {"global_tokens": 90},
     "longformer": {"window": 200, "global_tokens": 0},
     "bigbird": {"num_random_blocks": 30},
     "linformer": {"projected_length": 90},
@@ -268,7 +271,7 @@ def small_portions(monkeypatch):
 
 
 @pytest.mark.parametrize("is_padded", [False, True])
-@pytest.mark.parametrize("name", ["bigbird", "longformer", "performer", "performer random"])
+@pytest.mark.parametrize("name", [name for name in MECHANISMS if name not in ("dense", "linformer")])
 def test_portions_do_not_change_the_function(name, is_padded, small_portions):
     test_equals_reference_forward_and_every_gradient(name, 127, is_padded)
 
@@ -319,14 +322,25 @@ def test_longformer_takes_any_global_tokens(N, marks):
     )
 
 
-def test_performer_converges_to_softmax():
+@pytest.mark.parametrize("name", ["performer random", "performer random, global"])
+def test_performer_converges_to_softmax(name):
     q, k, v, hidden = (x / 2 for x in inputs(1, 40))
     dense = attend(make("dense"), q, k, v, hidden)
     errors = []
     for features in (16, 256, 4096):
-        attention = make("performer random", num_features=features)
+        attention = make(name, num_features=features)
         errors.append((attend(attention, q, k, v, hidden) - dense).abs().mean().item())
     assert errors[0] > 2 * errors[1] > 4 * errors[2]
+
+
+def test_performer_s_global_tokens_attend_exactly_and_are_attended_to():
+    """The first rows are dense; and a query that meets one of them finds it, whatever features say."""
+    attention = make("performer", num_features=2)
+    q, k, v, hidden = inputs(1, 40)
+    close(attend(attention, q, k, v, hidden)[:, :, :3], attend(make("dense"), q, k, v, hidden)[:, :, :3])
+    k[:, :, 1], k[:, :, 2], q = 50 * q[:, :, 9], -50 * q[:, :, 9], q[:, :, 9:10].expand_as(q)
+    out = attend(attention, q, k, v, hidden)
+    close(out[:, :, 30], v[:, :, 1], 1e-6)
 
 
 def test_performer_rows_are_orthogonal_in_groups():
@@ -447,6 +461,7 @@ def test_options_are_checked():
         ("performer", {"num_features": 0}),
         ("performer", {"num_features": 7}),
         ("performer", {"feature_map": "relu"}),
+        ("performer", {"global_tokens": -1}),
         ("performer random", {"num_features": 0}),
         ("linformer", {"projected_length": 0}),
     ]:

@@ -22,7 +22,7 @@ SMALL = {
     "dense": "dense",
     "longformer": "longformer:window=32,global_tokens=2",
     "bigbird": "bigbird:block_size=16,num_random_blocks=2",
-    "performer": "performer:feature_map=random,num_features=32",
+    "performer": "performer:feature_map=random,num_features=32,global_tokens=0",
     "linformer": "linformer:projected_length=32",
 }
 PEERS = {f"{peer.name} {peer.attention}": peer for peer in peers.PEERS}
@@ -126,7 +126,7 @@ def test_a_mechanism_that_is_not_its_reference_is_refused(monkeypatch):
 
 def test_flops_are_those_of_the_formula():
     E, I, n = 32, 64, 256  # noqa: E741
-    mechanism = Performer(Layer(0, 4, 4, 8, E, n), num_features=32, feature_map="random")
+    mechanism = Performer(Layer(0, 4, 4, 8, E, n), num_features=32, feature_map="random", global_tokens=0)
     for level, linear in (("attention", 4 * E * E), ("encoder", 2 * (4 * E * E + 2 * E * I))):
         spec = small(SMALL["performer"], level=level)
         model = subjects.converted(spec, spec.attentions[0], subjects.encoder_config(spec, n))
@@ -309,7 +309,10 @@ def test_bad_input_gives_one_line(call, tmp_path, monkeypatch):
     installed("linformer")
     installed("performer-pytorch")
     learned = ["--attentions", "performer", "--against", "performer-pytorch"]
-    refused(call("bench", "--lengths", "256", *learned, *out), "write performer:feature_map=random")
+    refused(
+        call("bench", "--lengths", "256", *learned, *out),
+        "write performer:feature_map=random,global_tokens=0",
+    )
     linformer = ["--attentions", "linformer:projected_length=96", "--against", "linformer"]
     refused(
         call("bench", "--lengths", "256", *linformer, *out), "multiples of projected_length (96), not 256"

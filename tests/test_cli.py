@@ -41,12 +41,12 @@ def test_the_whole_way(call, shared, tmp_path):
     training = {"learning-rate": "3e-3", "num-train-epochs": "6", "per-device-train-batch-size": "16"}
     flags = [*own(shared), "--output-dir", tmp_path / "runs"]
     flags += [part for name, value in training.items() for part in (f"--{name}", value)]
-    code, stdout, _ = call("check", *flags, "--attention", "performer:num_features=32")
+    code, stdout, _ = call("check", *flags, "--attention", "performer:num_features=32,global_tokens=2")
     assert code == 0
     assert "3 attention layers" in stdout
     assert "0.0 % truncated" in stdout
     assert not (tmp_path / "runs").exists()
-    for attention in ("dense", "performer:num_features=32"):
+    for attention in ("dense", "performer:num_features=32,global_tokens=2"):
         code, stdout, stderr = call("run", *flags, "--attention", attention)
         assert code == 0, stderr
         assert "accuracy" in stdout

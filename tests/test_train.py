@@ -20,7 +20,7 @@ OPTIONS = {
     "dense": "dense",
     "longformer": "longformer:window=4",
     "bigbird": "bigbird:block_size=2,num_random_blocks=1",
-    "performer": "performer:num_features=32",
+    "performer": "performer:num_features=32,global_tokens=2",
     "linformer": "linformer:projected_length=6",
 }
 

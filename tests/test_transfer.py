@@ -19,7 +19,10 @@ from bakeoff.attention import ATTENTIONS
 from bakeoff.errors import BakeoffError
 from bakeoff.recipes import Recipe
 
-LEARNS = {"performer": "performer:num_features=32", "linformer": "linformer:projected_length=4"}
+LEARNS = {
+    "performer": "performer:num_features=32,global_tokens=2",
+    "linformer": "linformer:projected_length=4",
+}
 RECIPE = Recipe(description="short", transfer_steps=24, transfer_tokens=64, transfer_learning_rate=0.1)
 
 
@@ -294,8 +297,10 @@ def test_a_late_run_is_the_dense_one_until_it_is_converted(shared, tmp_path, mon
     """The same losses to the middle; then the mechanism is fitted to the encoder as it is by then."""
     changes = {"num_train_epochs": 2, "output_dir": str(tmp_path)}
     dense = train.run(tiny.spec(shared, **changes, recipe="late"), progress=False)
-    spec = tiny.spec(shared, **changes, attention="performer", recipe="late")
-    begun = checkpoints.load(spec.model_name_or_path, "performer", seed=spec.seed).state_dict()
+    spec = tiny.spec(shared, **changes, attention=LEARNS["performer"], recipe="late")
+    begun = checkpoints.load(
+        spec.model_name_or_path, "performer", attention_options=spec.attention.options, seed=spec.seed
+    ).state_dict()
     fitted, seen = transfer.fit, []
 
     def fit(model, *args, **kwargs):

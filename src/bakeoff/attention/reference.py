@@ -7,6 +7,7 @@ Rows at padding are zero.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -83,27 +84,41 @@ def bigbird(attention: BigBird, q: Tensor, k: Tensor, v: Tensor, keep_BN: Tensor
 def performer(
     attention: Performer, q: Tensor, k: Tensor, v: Tensor, keep_BN: Tensor, scaling: float
 ) -> Tensor:
-    """Weights φ(q) · φ(k), normalised over real keys."""
-    real = keep_BN[:, None, :, None]
+    """Weights φ(q) · φ(k), and exp(q · k) from and to global tokens, normalised over real keys."""
+    q, k = q * scaling**0.5, k * scaling**0.5
+    global_BN = keep_BN & (keep_BN.cumsum(1) <= attention.global_tokens)
+    others = (keep_BN & ~global_BN)[:, None, :, None]
 
     def project(x: Tensor, projection: Any) -> Tensor:
-        return torch.einsum("bhnd,hmd->bhnm", x * scaling**0.5, projection.to(q.dtype))
+        return torch.einsum("bhnd,hmd->bhnm", x, projection.to(q.dtype))
 
+    # Offsets would cancel but for epsilon.
+    factor_q = factor_k = q.new_zeros(())
     if attention.learned:
         features_q, features_k = (
             torch.cat((x.softmax(-1), (-x).softmax(-1)), -1)
             for x in (project(q, attention.query_projection_HMD), project(k, attention.key_projection_HMD))
         )
+        if attention.global_tokens:
+            factor_q = project(q, attention.query_weight_HD[:, None]) + attention.weight_H[:, None, None]
+            exponents_k = project(k, attention.key_weight_HD[:, None])
+            exponents_k = exponents_k.where(others, torch.finfo(k.dtype).min)
+            factor_k = exponents_k.amax((2, 3), keepdim=True).detach()
+            features_k = features_k * (exponents_k - factor_k).exp()
     else:
-        # A query's own |q|²/2 would cancel in the quotient.
         exponents_q = project(q, attention.projection_HMD)
-        exponents_k = project(k, attention.projection_HMD) - scaling * (k**2).sum(-1, keepdim=True) / 2
-        exponents_k = exponents_k.where(real, torch.finfo(k.dtype).min)
-        features_q = (exponents_q - exponents_q.amax(-1, keepdim=True).detach()).exp()
-        features_k = (exponents_k - exponents_k.amax((2, 3), keepdim=True).detach()).exp()
-    weights = (features_q + EPSILON) @ (features_k + EPSILON).where(real, 0.0).mT
-    total = weights.sum(-1, keepdim=True)
-    return weights / total.where(total > 0, 1.0) @ v * real
+        exponents_k = project(k, attention.projection_HMD) - (k**2).sum(-1, keepdim=True) / 2
+        exponents_k = exponents_k.where(others, torch.finfo(k.dtype).min)
+        factor_q, factor_k = (
+            exponents.amax(dims, keepdim=True).detach()
+            for exponents, dims in ((exponents_q, -1), (exponents_k, (2, 3)))
+        )
+        features_q, features_k = (exponents_q - factor_q).exp(), (exponents_k - factor_k).exp()
+        factor_q = factor_q - (q**2).sum(-1, keepdim=True) / 2 - math.log(attention.num_features)
+    logs = ((features_q + EPSILON) @ (features_k + EPSILON).mT).log() + factor_q + factor_k
+    exact = global_BN[:, None, :, None] | global_BN[:, None, None, :]
+    weights = _softmax(torch.where(exact, q @ k.mT, logs), keep_BN[:, None, None, :])
+    return weights @ v * keep_BN[:, None, :, None]
 
 
 def linformer(
