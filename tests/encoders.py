@@ -41,7 +41,7 @@ SMALL = {
     "longformer": {"window": 4, "global_tokens": 2},
     "bigbird": {"block_size": 2, "num_random_blocks": 1},
     "performer": {"num_features": 16, "global_tokens": 2},
-    "linformer": {"projected_length": 6},
+    "linformer": {"projected_length": 6, "global_tokens": 2},
 }
 
 #: Families that do not dispatch; deberta and fnet accept an attention's name and never call it.

@@ -19,7 +19,8 @@ SMALL = {
     "performer alone": {"num_features": 24, "global_tokens": 0},
     "performer random": {"num_features": 24, "feature_map": "random", "global_tokens": 0},
     "performer random, global": {"num_features": 24, "feature_map": "random", "global_tokens": 3},
-    "linformer": {"projected_length": 8},
+    "linformer": {"projected_length": 8, "global_tokens": 3},
+    "linformer alone": {"projected_length": 8, "global_tokens": 0},
 }
 MECHANISMS = sorted(SMALL)
 H, D, E = 3, 8, 20
@@ -29,7 +30,10 @@ def make(name, dtype=torch.float64, seed=0, index=1, max_length=128, **options):
     layer = Layer(index, H, H, D, E, max_length, seed)
     torch.manual_seed(7)  # only the linear projections of longformer draw from the global generator
     attention = build(name.split()[0], layer, SMALL[name] | options).to(dtype).eval()
-    if name in ("linformer", "performer"):  # away from the start, so that what is learned is tested
+    if name.split()[0] in (
+        "linformer",
+        "performer",
+    ):  # away from the start, so that what is learned is tested
         for parameter in attention.parameters():
             torch.nn.init.normal_(parameter, std=0.2)
     return attention
@@ -271,26 +275,30 @@ def small_portions(monkeypatch):
 
 
 @pytest.mark.parametrize("is_padded", [False, True])
-@pytest.mark.parametrize("name", [name for name in MECHANISMS if name not in ("dense", "linformer")])
+@pytest.mark.parametrize(
+    "name", [name for name in MECHANISMS if name.split()[0] not in ("dense", "linformer")]
+)
 def test_portions_do_not_change_the_function(name, is_padded, small_portions):
     test_equals_reference_forward_and_every_gradient(name, 127, is_padded)
 
 
 def test_linformer_weighs_the_tokens_of_a_segment_and_nothing_else():
     """However its pooling is weighted, a row that K covers is dense attention."""
-    attention = make("linformer", projected_length=16)
+    attention = make("linformer alone", projected_length=16)
     for learned in (attention.key_projection_KN, attention.value_projection_KN):
         torch.nn.init.zeros_(learned)
     q, k, v, hidden = inputs(2, 16)
     close(attend(attention, q, k, v, hidden), attend(make("dense"), q, k, v, hidden))
     long = inputs(2, 32)
-    plain = build("linformer", Layer(0, H, H, D, E, 128), {"projected_length": 16}).double()
+    plain = build(
+        "linformer", Layer(0, H, H, D, E, 128), {"projected_length": 16, "global_tokens": 0}
+    ).double()
     assert (attend(attention, *long) - attend(plain, *long)).abs().max() > 0.01
 
 
 def test_linformer_starts_as_dense_and_then_as_segment_means():
     layer = Layer(0, H, H, D, E, 128)
-    attention = build("linformer", layer, {"projected_length": 16}).double()
+    attention = build("linformer", layer, {"projected_length": 16, "global_tokens": 0}).double()
     q, k, v, hidden = inputs(2, 64)
     short = [x[:, :, :16] for x in (q, k, v)]
     close(attend(attention, *short, hidden[:, :16]), attend(make("dense"), *short, hidden))
@@ -464,6 +472,7 @@ def test_options_are_checked():
         ("performer", {"global_tokens": -1}),
         ("performer random", {"num_features": 0}),
         ("linformer", {"projected_length": 0}),
+        ("linformer", {"global_tokens": -1}),
     ]:
         with pytest.raises(BakeoffError):
             build(name, layer, options)

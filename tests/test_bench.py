@@ -23,7 +23,7 @@ SMALL = {
     "longformer": "longformer:window=32,global_tokens=2",
     "bigbird": "bigbird:block_size=16,num_random_blocks=2",
     "performer": "performer:feature_map=random,num_features=32,global_tokens=0",
-    "linformer": "linformer:projected_length=32",
+    "linformer": "linformer:projected_length=32,global_tokens=0",
 }
 PEERS = {f"{peer.name} {peer.attention}": peer for peer in peers.PEERS}
 
@@ -313,7 +313,7 @@ def test_bad_input_gives_one_line(call, tmp_path, monkeypatch):
         call("bench", "--lengths", "256", *learned, *out),
         "write performer:feature_map=random,global_tokens=0",
     )
-    linformer = ["--attentions", "linformer:projected_length=96", "--against", "linformer"]
+    linformer = ["--attentions", "linformer:projected_length=96;global_tokens=0", "--against", "linformer"]
     refused(
         call("bench", "--lengths", "256", *linformer, *out), "multiples of projected_length (96), not 256"
     )

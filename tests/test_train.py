@@ -21,7 +21,7 @@ OPTIONS = {
     "longformer": "longformer:window=4",
     "bigbird": "bigbird:block_size=2,num_random_blocks=1",
     "performer": "performer:num_features=32,global_tokens=2",
-    "linformer": "linformer:projected_length=6",
+    "linformer": "linformer:projected_length=6,global_tokens=2",
 }
 
 

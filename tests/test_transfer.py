@@ -21,7 +21,7 @@ from bakeoff.recipes import Recipe
 
 LEARNS = {
     "performer": "performer:num_features=32,global_tokens=2",
-    "linformer": "linformer:projected_length=4",
+    "linformer": "linformer:projected_length=4,global_tokens=2",
 }
 RECIPE = Recipe(description="short", transfer_steps=24, transfer_tokens=64, transfer_learning_rate=0.1)
 
@@ -221,10 +221,10 @@ def test_texts_that_a_mechanism_covers_are_left_out(shared, tmp_path, monkeypatc
     _, _, dataset = prepared(shared, "linformer")
     lengths = sorted(dataset["length"])
     K = lengths[200]
-    _, done = fit(shared, tmp_path, f"linformer:projected_length={K}")
+    _, done = fit(shared, tmp_path, f"linformer:projected_length={K - 2},global_tokens=2")
     assert done.rows == sum(n > K for n in lengths)  # one pass over those, and no step more
     assert sorted(read) == [n for n in lengths if n > K]
-    assert fit(shared, tmp_path, f"linformer:projected_length={lengths[-1]}")[1] is None
+    assert fit(shared, tmp_path, f"linformer:projected_length={lengths[-1] - 2},global_tokens=2")[1] is None
 
 
 def test_the_same_seed_gives_the_same_state(shared, tmp_path):

@@ -46,6 +46,10 @@ FLAGS: dict[str, tuple[str, str]] = {
     "data_dir": ("--data-dir", "A local mirror of the Hub's tasks: DIR/sst2/train.parquet and so on."),
     "max_train_samples": ("--max-train-samples", "Train on a sample of this many rows."),
     "max_eval_samples": ("--max-eval-samples", "Evaluate on a sample of this many rows."),
+    "held_out_samples": (
+        "--held-out-samples",
+        "Judge on so many training rows, held out, in place of the evaluation split.",
+    ),
     "model_name_or_path": ("--model", "The encoder: minilm, a folder, or a Hub id."),
     "attention": ("--attention", "The mechanism, with options as in longformer:window=64."),
     "attention_dropout": ("--attention-dropout", "Dropout on attention probabilities."),
@@ -71,6 +75,7 @@ FLAGS: dict[str, tuple[str, str]] = {
         "Recompute activations: less memory, more time.",
     ),
     "save_steps": ("--save-steps", "Steps between checkpoints; an interrupted run resumes from the last."),
+    "eval_steps": ("--eval-steps", "Evaluate every so many steps of training; below 1, a share of all."),
     "output_dir": ("--output-dir", "The folder that holds the runs."),
     "save_model": ("--save-model/--no-save-model", "Keep the trained model beside the record."),
 }

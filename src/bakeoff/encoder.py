@@ -245,9 +245,7 @@ def _attend(
     if global_attention_mask is not None and not (
         "global_BN" in mechanism.layer_inputs or isinstance(mechanism, Window)
     ):
-        raise ValueError(
-            f"global_attention_mask is for longformer; {type(mechanism).__name__} has no global tokens."
-        )
+        raise ValueError(f"global_attention_mask is for longformer; {type(mechanism).__name__} takes none.")
     if rows is None:  # nothing is padded, or an inner layer is called by itself
         rows = Aligned(None) if attention_mask is None else align(_two_dimensional(attention_mask))
     groups = query.shape[1] // key.shape[1]

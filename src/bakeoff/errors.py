@@ -10,6 +10,10 @@ class BakeoffError(Exception):
     """Bad input. The command line prints the message on one line and exits with code 2."""
 
 
+class BusyError(BakeoffError):
+    """Another process is making this very run."""
+
+
 def unknown(kind: str, name: str, known: Iterable[str]) -> BakeoffError:
     """An error for `name`, which is no `kind`, with the nearest known name and the list of them all."""
     names = sorted(known)

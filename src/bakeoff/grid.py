@@ -1,25 +1,32 @@
 """Many runs, one after another, each in a process of its own.
 
 A cell that runs out of memory or is killed takes nothing with it: it gets a record, and the grid goes on.
-Memory is measured for the cell alone. What is done is skipped, what was cut off resumes.
+Memory is measured for the cell alone. What is done is skipped, what was cut off resumes. Several grids on one
+folder share the work: a cell that another process is making is left to it, and waited for in the end.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import multiprocessing
 import os
 import signal
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bakeoff import runs
-from bakeoff.errors import BakeoffError
+from bakeoff.errors import BakeoffError, BusyError
 from bakeoff.spec import RunSpec
 
+if TYPE_CHECKING:
+    from bakeoff.train import Watch
+
+_PATIENCE = 1.0  # seconds between two looks at runs that other processes are making
 _INTERRUPTED = 130  # as a shell reports SIGINT
 
 
@@ -38,16 +45,45 @@ def check(specs: Sequence[RunSpec]) -> None:
 
 def run(specs: Iterable[RunSpec], *, progress: bool = True) -> Iterator[tuple[RunSpec, runs.RunRecord]]:
     """Make every run that is not made yet; yields each record as it comes."""
-    for spec in specs:
-        record = runs.finished(spec)
-        yield spec, record if record is not None else _cell(spec, progress)
+    waiting = deque(specs)
+    elsewhere = 0  # of those that wait, one after another, found in the hands of another process
+    while waiting:
+        spec = waiting.popleft()
+        try:
+            record = cell(spec, progress=progress)
+        except BusyError:
+            waiting.append(spec)
+            elsewhere += 1
+            if elsewhere >= len(waiting):
+                time.sleep(_PATIENCE)
+            continue
+        elsewhere = 0
+        yield spec, record
 
 
-def _cell(spec: RunSpec, progress: bool) -> runs.RunRecord:
+def cell(spec: RunSpec, *, progress: bool = True, watch: Watch | None = None) -> runs.RunRecord:
+    """The record of one run, made in a process of its own if it is not made yet.
+
+    Args:
+        spec: what to run.
+        progress: whether to show bars.
+        watch: as for `train.run`; it is called in this process.
+
+    Raises:
+        BusyError: another process is making it.
+        KeyboardInterrupt: the run was interrupted, and can be resumed.
+    """
+    if (done := runs.finished(spec)) is not None:
+        return done
+    if (folder := runs.output_folder(spec) / spec.run_id()).exists():
+        with runs.lock(folder):  # before a child reads all data only to find out
+            pass
     started, clock = datetime.datetime.now(datetime.UTC), time.perf_counter()
-    code, result = _in_child(_train, spec, progress)
+    code, result = _in_child(_train, spec, progress, answer=watch)
     if isinstance(result, runs.RunRecord):
         return result
+    if isinstance(result, BusyError):
+        raise result
     if code == _INTERRUPTED:
         raise KeyboardInterrupt
     killed = code == -9
@@ -65,7 +101,6 @@ def _cell(spec: RunSpec, progress: bool) -> runs.RunRecord:
         if killed
         else f"the process ended with exit code {code}",
     )
-    folder = runs.output_folder(spec) / record.id
     folder.mkdir(exist_ok=True)
     runs.save(folder, record)
     return record
@@ -80,24 +115,38 @@ def _resolve(specs: Sequence[RunSpec]) -> None:
             tasks.get(spec.task)
 
 
-def _train(spec: RunSpec, progress: bool) -> runs.RunRecord:
+def _train(spec: RunSpec, progress: bool, ask: Watch | None = None) -> runs.RunRecord:
     from bakeoff import train
 
-    return train.run(spec, progress=progress)
+    return train.run(spec, progress=progress, watch=ask)
 
 
-def _in_child(function: Callable[..., Any], *arguments: Any) -> tuple[int | None, Any]:
-    """Call `function` in a fresh process: its exit code, and its result, a `BakeoffError` or None."""
+@dataclasses.dataclass(frozen=True)
+class _Question:
+    """What a child asks before it goes on."""
+
+    arguments: tuple[Any, ...]
+
+
+def _in_child(
+    function: Callable[..., Any], *arguments: Any, answer: Callable[..., Any] | None = None
+) -> tuple[int | None, Any]:
+    """Call `function` in a fresh process: its exit code, and its result, a `BakeoffError` or None.
+
+    With `answer`, the function gets one argument more: a function that calls `answer` in this process.
+    """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["bakeoff.train"])  # torch is imported once, not once a cell
-    receiver, sender = context.Pipe(duplex=False)
+    ours, theirs = context.Pipe()
     orphaned, alive = context.Pipe(duplex=False)
-    process = context.Process(target=_call, args=(sender, orphaned, function, arguments))
+    process = context.Process(target=_call, args=(theirs, orphaned, function, arguments, answer is not None))
     process.start()
-    sender.close()
+    theirs.close()
     orphaned.close()
     try:
-        result = receiver.recv()
+        while isinstance(result := ours.recv(), _Question):
+            assert answer is not None  # noqa: S101  # or it could not ask
+            ours.send(answer(*result.arguments))
     except EOFError:  # it died without a word
         result = None
     except BaseException:  # we are interrupted, and so shall the child be
@@ -110,17 +159,25 @@ def _in_child(function: Callable[..., Any], *arguments: Any) -> tuple[int | None
 
 
 def _call(
-    sender: Connection, orphaned: Connection, function: Callable[..., Any], arguments: tuple[Any, ...]
+    parent: Connection,
+    orphaned: Connection,
+    function: Callable[..., Any],
+    arguments: tuple[Any, ...],
+    asks: bool,
 ) -> None:
     from bakeoff.logs import quiet
+
+    def ask(*question: Any) -> Any:
+        parent.send(_Question(question))
+        return parent.recv()
 
     quiet()
     signal.signal(signal.SIGINT, _interrupt_once)
     threading.Thread(target=_stop_when, args=(orphaned,), daemon=True).start()
     try:
-        sender.send(function(*arguments))
+        parent.send(function(*arguments, *([ask] if asks else [])))
     except BakeoffError as error:
-        sender.send(error)
+        parent.send(error)
     except KeyboardInterrupt:
         raise SystemExit(_INTERRUPTED) from None
 

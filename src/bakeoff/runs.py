@@ -7,6 +7,7 @@ what a table shows is always rebuilt from the folders. Nothing here imports torc
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -15,7 +16,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from bakeoff.errors import BakeoffError
+from filelock import FileLock, Timeout
+
+from bakeoff.errors import BakeoffError, BusyError
 from bakeoff.spec import RunSpec
 
 SCHEMA = 2  # 2: transfer
@@ -23,7 +26,7 @@ RECORD = "run.json"
 PREDICTIONS = "predictions.parquet"
 MODEL = "model"
 
-Status = Literal["ok", "failed", "oom", "cancelled"]
+Status = Literal["ok", "failed", "oom", "cancelled", "stopped"]  # stopped: by whoever watched its evaluations
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,7 +126,7 @@ class RunRecord:
     train_loss: float | None = None
     cost: Cost | None = None
     transfer: Transfer | None = None  # None: the recipe has no such stage, or the mechanism nothing to learn
-    history: tuple[Mapping[str, float], ...] = ()  # of fine-tuning, as Trainer logs: step, epoch, loss …
+    history: tuple[Mapping[str, float], ...] = ()  # as Trainer logs: step, epoch, and loss or eval_accuracy …
     schema: int = SCHEMA
 
     def to_dict(self) -> dict[str, Any]:
@@ -187,6 +190,16 @@ def finished(spec: RunSpec) -> RunRecord | None:
     if record.digest != spec.digest():
         raise BakeoffError(f"{folder} holds another run; choose another --output-dir.")
     return record if record.status == "ok" and (folder / PREDICTIONS).exists() else None
+
+
+@contextlib.contextmanager
+def lock(folder: Path) -> Iterator[None]:
+    """Hold a run's folder for this process, until it ends. Raises `BusyError` where another one does."""
+    try:
+        with FileLock(folder / ".lock", timeout=0):
+            yield
+    except Timeout:
+        raise BusyError(f"{folder} is being made by another process.") from None
 
 
 def find(root: Path) -> Iterator[tuple[Path, RunRecord | BakeoffError]]:

@@ -25,6 +25,9 @@ Option = int | float | bool | str | tuple[int | float | bool | str, ...]
 #: Fields that say where things lie or how fast they go, and never what the result is.
 NOT_IDENTITY = frozenset({"output_dir", "data_dir", "save_model", "save_steps"})
 
+#: Fields younger than runs that exist: left out of the digest at their default, or those would be made anew.
+_YOUNGER = frozenset({"held_out_samples", "eval_steps"})
+
 
 @dataclasses.dataclass(frozen=True)
 class AttentionSpec:
@@ -94,6 +97,7 @@ class RunSpec:
     data_dir: str | None = None
     max_train_samples: int | None = None
     max_eval_samples: int | None = None
+    held_out_samples: int | None = None  # judge on so many training rows in place of the evaluation split
 
     # What learns.
     model_name_or_path: str = "minilm"
@@ -117,6 +121,7 @@ class RunSpec:
     bf16: bool = False
     gradient_checkpointing: bool = False
     save_steps: int = 200
+    eval_steps: float | None = None  # below 1: a share of all steps
 
     # Where.
     output_dir: str = "runs"
@@ -144,6 +149,10 @@ class RunSpec:
         for name in ("weight_decay", "warmup_steps", "attention_dropout", "seed"):
             if getattr(self, name) < 0:
                 raise BakeoffError(f"{name} must not be negative, not {getattr(self, name)}.")
+        if self.held_out_samples is not None and self.max_eval_samples is not None:
+            raise BakeoffError("held_out_samples replaces the evaluation split: leave out max_eval_samples.")
+        if self.eval_steps is not None and self.eval_steps >= 1 and not float(self.eval_steps).is_integer():
+            raise BakeoffError(f"eval_steps is a number of steps, or a share below 1, not {self.eval_steps}.")
         if self.seed >= 2**32:
             raise BakeoffError(f"seed must be below 2^32, not {self.seed}.")
         if self.attention_dropout >= 1:
@@ -157,6 +166,9 @@ class RunSpec:
     def digest(self) -> str:
         """SHA-256 over what decides the result: each such field, and what own files and encoders hold."""
         identity = {k: v for k, v in self.to_dict().items() if k not in NOT_IDENTITY}
+        for field in _YOUNGER:
+            if identity[field] is None:
+                del identity[field]
         for field in ("train_file", "eval_file"):
             path = identity[field]
             if path is not None:
@@ -252,6 +264,7 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
 _POSITIVE = (
     "max_train_samples",
     "max_eval_samples",
+    "held_out_samples",
     "max_length",
     "learning_rate",
     "per_device_train_batch_size",
@@ -260,6 +273,7 @@ _POSITIVE = (
     "num_train_epochs",
     "max_grad_norm",
     "save_steps",
+    "eval_steps",
 )
 
 

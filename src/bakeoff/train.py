@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import json
 import math
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 from safetensors.torch import load_model, save_model
 from transformers import (
     DataCollatorWithPadding,
@@ -48,6 +48,10 @@ DEFAULTS: tuple[tuple[float, float, float], ...] = (
     (512, 1e-4, 3.0),
     (math.inf, 2e-5, 3.0),
 )
+
+
+#: Told of an evaluation during training, by step and figures; True ends the run there.
+Watch = Callable[[int, Mapping[str, float]], bool]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,10 +115,15 @@ def resolve(spec: RunSpec) -> tuple[RunSpec, checkpoints.Base]:
     return resolved, base
 
 
-def run(spec: RunSpec, *, progress: bool = True) -> runs.RunRecord:
+def run(spec: RunSpec, *, progress: bool = True, watch: Watch | None = None) -> runs.RunRecord:
     """Train and evaluate one run, or return its record if it was made before; resume it if it was cut off.
 
     The record is written for every outcome. Failures do not raise: their record has a status and an error.
+
+    Args:
+        spec: what to run.
+        progress: whether to show bars.
+        watch: is told of every evaluation during training (`eval_steps`), and may end the run there.
 
     Raises:
         BakeoffError: the input is bad; nothing was trained and nothing written.
@@ -126,11 +135,8 @@ def run(spec: RunSpec, *, progress: bool = True) -> runs.RunRecord:
     prepared = prepare(spec)
     folder = runs.output_folder(spec) / spec.run_id()
     folder.mkdir(exist_ok=True)
-    try:
-        with FileLock(folder / ".lock", timeout=0):
-            return runs.finished(spec) or _record(spec, prepared, folder, started, clock, progress)
-    except Timeout:
-        raise BakeoffError(f"{folder} is being made by another process.") from None
+    with runs.lock(folder):
+        return runs.finished(spec) or _record(spec, prepared, folder, started, clock, progress, watch)
 
 
 def _record(
@@ -140,6 +146,7 @@ def _record(
     started: datetime.datetime,
     clock: float,
     progress: bool,
+    watch: Watch | None,
 ) -> runs.RunRecord:
     """Make a run and write what came of it."""
     record = runs.RunRecord(
@@ -157,10 +164,13 @@ def _record(
         fresh = env.reset_peak_memory()
         model = _model(prepared)
         record = dataclasses.replace(record, model=_describe(model, prepared))
-        record = _train(prepared, model, folder, record, progress, fresh)
+        record = _train(prepared, model, folder, record, progress, watch, fresh)
     except KeyboardInterrupt:
         record = dataclasses.replace(record, status="cancelled", error="interrupted; run it again to resume")
         interrupted = True
+    except _Stopped as stop:
+        record = dataclasses.replace(record, status="stopped", error=str(stop), history=stop.history)
+        shutil.rmtree(folder / CHECKPOINTS)
     except BakeoffError:  # an encoder whose weights are bad input
         raise
     except Exception as error:  # whatever else went wrong belongs into the record
@@ -198,12 +208,13 @@ def _train(
     folder: Path,
     record: runs.RunRecord,
     progress: bool,
+    watch: Watch | None,
     fresh_memory: bool,
 ) -> runs.RunRecord:
     spec, task, tokenizer = prepared.spec, prepared.task, prepared.tokenizer
     rows, epochs = len(task.train.labels), spec.num_train_epochs
     assert epochs is not None  # noqa: S101  # resolved
-    state, seconds, transferred = _fine_tune(prepared, model, folder / CHECKPOINTS, progress)
+    state, seconds, transferred = _fine_tune(prepared, model, folder / CHECKPOINTS, progress, watch)
 
     clock = time.perf_counter()
     logits = predict.logits(
@@ -246,16 +257,12 @@ def _train(
             attention_flops_per_eval_token=model.attention_flops(mean_length) / mean_length,
             how=f"wall time; tokens without padding; {how}",
         ),
-        history=tuple(
-            {k: v for k, v in line.items() if isinstance(v, int | float)}
-            for line in state.log_history
-            if "loss" in line
-        ),
+        history=_history(state),
     )
 
 
 def _fine_tune(
-    prepared: Prepared, model: PreTrainedModel, folder: Path, progress: bool
+    prepared: Prepared, model: PreTrainedModel, folder: Path, progress: bool, watch: Watch | None
 ) -> tuple[TrainerState, float, runs.Transfer | None]:
     """Train by the recipe, from the last checkpoint in `folder` if there is one.
 
@@ -269,6 +276,10 @@ def _fine_tune(
     already = spec.attention.name == "dense" or prepared.base.native
     dense_steps = 0 if already else round(recipe.dense_share * steps)
     meter = _Meter(every=max(1, round(steps / _CURVE_POINTS)))
+    shared: list[TrainerCallback] = [meter]
+    if spec.eval_steps is not None:
+        every = spec.eval_steps if spec.eval_steps >= 1 else math.ceil(spec.eval_steps * steps)
+        shared.append(_Evaluations(int(every), lambda: _judge(prepared, model), meter, watch))
 
     def train(*callbacks: TrainerCallback) -> TrainerState:
         trainer = LengthGroupedTrainer(
@@ -277,7 +288,7 @@ def _fine_tune(
             train_dataset=prepared.train.dataset,
             data_collator=DataCollatorWithPadding(prepared.tokenizer),
             processing_class=prepared.tokenizer,
-            callbacks=[meter, *callbacks],
+            callbacks=[*shared, *callbacks],
             progress=progress,
         )
         checkpoint, meter.stepped = _last_checkpoint(folder), False
@@ -384,6 +395,14 @@ class _Meter(TrainerCallback, ExportableState):
             now = time.perf_counter()
             self.seconds, self._clock = self.seconds + now - self._clock, now
 
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Time that is not training's."""
+        self._count()
+        self._clock = None
+        yield
+        self._clock = time.perf_counter()
+
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
@@ -405,6 +424,36 @@ class _Meter(TrainerCallback, ExportableState):
     ) -> None:
         """Stop the clock."""
         self._count()
+
+
+class _Stopped(Exception):  # noqa: N818  # no error
+    """Whoever watches a run has seen enough."""
+
+    def __init__(self, state: TrainerState) -> None:
+        super().__init__(f"stopped after {state.global_step} of {state.max_steps} steps")
+        self.history = _history(state)
+
+
+class _Evaluations(TrainerCallback):
+    """Evaluations during training: into the history, and to whoever watches the run."""
+
+    def __init__(
+        self, every: int, judge: Callable[[], dict[str, float]], meter: _Meter, watch: Watch | None
+    ) -> None:
+        self.every, self.judge, self.meter, self.watch = every, judge, meter, watch
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Evaluate, where it is time; the last step's is the run's own."""
+        if state.global_step % self.every or state.global_step == state.max_steps:
+            return
+        with self.meter.paused():
+            figures = self.judge()
+        epoch = state.epoch if state.epoch is not None else 0.0
+        state.log_history.append({"step": state.global_step, "epoch": epoch, **figures})
+        if self.watch is not None and self.watch(state.global_step, figures):
+            raise _Stopped(state)
 
 
 class _Stop(TrainerCallback):
@@ -433,6 +482,24 @@ class _Converted(TrainerCallback):
         """Load it, where training goes on from there."""
         if state.global_step == self.step:
             load_model(self.model, self.converted / _WEIGHTS)
+
+
+def _judge(prepared: Prepared, model: PreTrainedModel) -> dict[str, float]:
+    """The task's metrics on the evaluation rows, as Trainer would name them."""
+    spec, task = prepared.spec, prepared.task
+    logits = predict.logits(
+        model, prepared.tokenizer, prepared.eval.dataset, spec.per_device_eval_batch_size, bf16=spec.bf16
+    )
+    figures = metrics.compute((*task.metrics, "loss"), task.eval.labels, logits.numpy())
+    return {f"eval_{name}": metric.value for name, metric in figures.items()}
+
+
+def _history(state: TrainerState) -> tuple[dict[str, float], ...]:
+    return tuple(
+        {k: v for k, v in line.items() if isinstance(v, int | float)}
+        for line in state.log_history
+        if "loss" in line or "eval_loss" in line
+    )
 
 
 def mean_loss(state: TrainerState) -> float:

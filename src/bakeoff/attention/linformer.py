@@ -4,7 +4,11 @@ Wang et al., 2020, "Linformer: Self-Attention with Linear Complexity", https://a
 equation 7: softmax(scaling · q (E k)ᵀ) (F v), with E and F learned, (K, N), shared by the heads of a layer
 ("headwise sharing", section 4).
 
-Cost: 4 H D N K operations for the projections, 4 H D N K for the attention; memory O(N K).
+A row's first G tokens are global, as in Longformer and BigBird: they are kept whole beside the K summaries of
+the rest, and attend to all tokens themselves. In what follows, n and E count the tokens after them.
+
+Cost: 4 H D N K operations for the projections, 4 H D N K for the attention, 8 H D N G for the global tokens;
+memory O(N (K + G)).
 
 Differs from the paper in where the projections start and in what they index. A row with n real tokens uses
 
@@ -26,13 +30,14 @@ Peers: `linformer` has no mask and `linformer-pytorch` wants N to equal its inpu
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bakeoff.attention.base import Attention, Layer, bias_from, real_tokens, zero_padding
+from bakeoff.attention.base import Attention, Layer, bias_from, real_tokens, row_attention, zero_padding
 from bakeoff.errors import BakeoffError
 
 Projection = Callable[[Tensor], Tensor]  # (…, E) to (…, H D)
@@ -44,16 +49,19 @@ class Linformer(Attention):
     Args:
         layer: the layer's geometry; `max_length` bounds the sequence.
         projected_length: summaries a sequence (K).
+        global_tokens: tokens from the first on that are not summarised (G); 0 for the paper's own mechanism.
     """
 
     paper = "https://arxiv.org/abs/2006.04768"
     layer_inputs = frozenset({"hidden_BNE"})
 
-    def __init__(self, layer: Layer, *, projected_length: int = 128) -> None:
+    def __init__(self, layer: Layer, *, projected_length: int = 128, global_tokens: int = 16) -> None:
         super().__init__(layer)
         if projected_length < 1:
             raise BakeoffError(f"linformer: projected_length must be at least 1, not {projected_length}.")
-        self.projected_length = projected_length
+        if global_tokens < 0:
+            raise BakeoffError(f"linformer: global_tokens must not be negative, not {global_tokens}.")
+        self.projected_length, self.global_tokens = projected_length, global_tokens
         self.key_projection_KN = nn.Parameter(torch.zeros(projected_length, layer.max_length))
         self.value_projection_KN = nn.Parameter(torch.zeros(projected_length, layer.max_length))
         self.key_pooling_E = nn.Parameter(torch.zeros(layer.hidden_size))
@@ -101,49 +109,62 @@ class Linformer(Attention):
             )
         if hidden_BNE is None:
             raise ValueError("linformer needs the layer's input, hidden_BNE.")
-        slot_BN, tokens_BK = segments(length_B, N, self.projected_length, q_BHND.device)
+        G = self.global_tokens
+        if N <= G:
+            return row_attention(q_BHND, k_BHND, v_BHND, length_B, scaling=scaling, dropout_p=dropout_p)
+        rest_B, n = None if length_B is None else (length_B - G).clamp(min=0), N - G
+        x_BNE = hidden_BNE[:, G:]
+        slot_BN, tokens_BK = segments(rest_B, n, self.projected_length, q_BHND.device)
         K = tokens_BK.shape[1]
 
         def project(
-            x_BHND: Tensor, learned_KN: Tensor, pooling_E: Tensor, linear: Projection | None
+            heads_BHND: Tensor, learned_KN: Tensor, pooling_E: Tensor, linear: Projection | None
         ) -> Tensor:
-            means_BKN = segment_means(hidden_BNE @ pooling_E.to(hidden_BNE.dtype), slot_BN, length_B, K)
-            sequence_BKN = means_BKN.to(hidden_BNE.dtype) + learned_KN[:K, :N].to(hidden_BNE.dtype)
-            if length_B is not None:
-                sequence_BKN = sequence_BKN * real_tokens(length_B, N)[:, None]
+            means_BKN = segment_means(x_BNE @ pooling_E.to(x_BNE.dtype), slot_BN, rest_B, K)
+            sequence_BKN = means_BKN.to(x_BNE.dtype) + learned_KN[:K, :n].to(x_BNE.dtype)
+            if rest_B is not None:
+                sequence_BKN = sequence_BKN * real_tokens(rest_B, n)[:, None]
             if linear is None:
                 # The heads share the projection: one product for all of them, over (H D) columns.
-                x_BKE = sequence_BKN @ x_BHND.transpose(1, 2).flatten(2)
+                summaries_BKE = sequence_BKN @ heads_BHND[:, :, G:].transpose(1, 2).flatten(2)
             else:
                 # E (x W + b) = (E x) W + (E 1) b: the layer's projection for K tokens instead of N.
-                x_BKE = linear(sequence_BKN @ hidden_BNE)
-                bias_E = linear(hidden_BNE.new_zeros(hidden_BNE.shape[2]))
-                x_BKE = x_BKE + (sequence_BKN.sum(-1, keepdim=True) - 1) * bias_E
-            return x_BKE.unflatten(2, (H, -1)).transpose(1, 2)
+                summaries_BKE = linear(sequence_BKN @ x_BNE)
+                bias_E = linear(x_BNE.new_zeros(x_BNE.shape[2]))
+                summaries_BKE = summaries_BKE + (sequence_BKN.sum(-1, keepdim=True) - 1) * bias_E
+            return summaries_BKE.unflatten(2, (H, -1)).transpose(1, 2)
 
-        k_BHKD = project(k_BHND, self.key_projection_KN, self.key_pooling_E, key)
-        v_BHKD = project(v_BHND, self.value_projection_KN, self.value_pooling_E, value)
+        k_BHSD = project(k_BHND, self.key_projection_KN, self.key_pooling_E, key)
+        v_BHSD = project(v_BHND, self.value_projection_KN, self.value_pooling_E, value)
         bias = None
-        if length_B is not None or N % K:
+        if length_B is not None or n % K or (G and n > K):
             # A slot stands for as many keys as it has tokens: exp(q · mean) counts that often.
             counts_BK = tokens_BK.clamp(min=1).to(q_BHND.dtype).log()
             bias = (bias_from(tokens_BK > 0, q_BHND.dtype) + counts_BK)[:, None, None, :]
-        out = F.scaled_dot_product_attention(
-            q_BHND, k_BHKD, v_BHKD, attn_mask=bias, dropout_p=dropout_p, scale=scaling
-        )
-        return zero_padding(out, length_B)
+        attend = functools.partial(F.scaled_dot_product_attention, dropout_p=dropout_p, scale=scaling)
+        if not G:
+            return zero_padding(attend(q_BHND, k_BHSD, v_BHSD, bias), length_B)
+        real = None if length_B is None else bias_from(real_tokens(length_B, N), q_BHND.dtype)[:, None, None]
+        if bias is not None:
+            bias = F.pad(bias, (G, 0)) if real is None else torch.cat((real[..., :G], bias), -1)
+        k_BHSD, v_BHSD = torch.cat((k_BHND[:, :, :G], k_BHSD), 2), torch.cat((v_BHND[:, :, :G], v_BHSD), 2)
+        out = (attend(q_BHND[:, :, :G], k_BHND, v_BHND, real), attend(q_BHND[:, :, G:], k_BHSD, v_BHSD, bias))
+        return zero_padding(torch.cat(out, 2), length_B)
 
     def flops(self, n: int) -> float:
-        """4 H D n K to project, 4 H D n K to attend."""
-        return 8.0 * self.layer.num_heads * self.layer.head_dim * n * self.projected_length
+        """4 H D n K to project, 4 H D n K to attend, 8 H D n G for the global tokens."""
+        if n <= self.global_tokens:
+            return self.full_flops(n)
+        H, D = self.layer.num_heads, self.layer.head_dim
+        return 8.0 * H * D * n * (self.projected_length + self.global_tokens)
 
     def covers(self, n: int) -> bool:
-        """While n <= K nothing is compressed: dense attention at the start, and no saving."""
-        return n <= self.projected_length
+        """While n <= K + G nothing is compressed: dense attention at the start, and no saving."""
+        return n <= self.projected_length + self.global_tokens
 
     def projects_later(self, n: int) -> bool:
-        """Where there are more tokens than summaries."""
-        return n > self.projected_length
+        """Where there are more tokens than summaries, and none is global: those need all keys and values."""
+        return not self.global_tokens and n > self.projected_length
 
 
 def segments(length_B: Tensor | None, N: int, count: int, device: torch.device) -> tuple[Tensor, Tensor]:

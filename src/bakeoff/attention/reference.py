@@ -131,34 +131,46 @@ def linformer(
     *,
     hidden_BNE: Tensor,
 ) -> Tensor:
-    """Row by row, on real tokens alone: softmax(q (E k)ᵀ + log tokens) (F v), E = segment means + learned."""
+    """Row by row, on real tokens alone: softmax(q [k_G, E k]ᵀ + log tokens) [v_G, F v], E = means + learned.
+
+    E and F leave out the G global tokens, whose own queries see every token.
+    """
     K = attention.projected_length
     out = torch.zeros_like(q)
     for b, real in enumerate(keep_BN):
-        n = int(real.sum())
-        if not n:
+        G = min(attention.global_tokens, int(real.sum()))
+        n = int(real.sum()) - G
+        if not G + n:
             continue
         slots = min(n, K)
         member = torch.zeros(slots, n, dtype=torch.bool, device=q.device)
         for token in range(n):
             member[token if n <= K else token * K // n, token] = True
         tokens = member.sum(1).to(q.dtype)
+        own = torch.eye(G, dtype=q.dtype, device=q.device)
         E, F = (
-            (hidden_BNE[b, real] @ pooling.to(q.dtype)).where(member, -torch.inf).softmax(-1)
-            + learned[:slots, :n].to(q.dtype)
+            torch.block_diag(
+                own,
+                (hidden_BNE[b, real][G:] @ pooling.to(q.dtype)).where(member, -torch.inf).softmax(-1)
+                + learned[:slots, :n].to(q.dtype),
+            )
             for pooling, learned in (
                 (attention.key_pooling_E, attention.key_projection_KN),
                 (attention.value_pooling_E, attention.value_projection_KN),
             )
         )
-        weights = (q[b][:, real] @ (E @ k[b][:, real]).mT * scaling + tokens.log()).softmax(-1)
+        counts = torch.cat((own.new_ones(G), tokens)).log()
+        q_real, k_real, v_real = (x[b][:, real] for x in (q, k, v))
+        weights = (q_real @ (E @ k_real).mT * scaling + counts).softmax(-1) @ F
+        everything = (q_real @ k_real.mT * scaling).softmax(-1)
+        weights = torch.cat((everything[:, :G], weights[:, G:]), 1)
         out = out.index_put(
             (
                 torch.tensor(b, device=q.device),
                 torch.arange(q.shape[1], device=q.device)[:, None],
                 real.nonzero()[:, 0],
             ),
-            weights @ (F @ v[b][:, real]),
+            weights @ v_real,
         )
     return out
 

@@ -391,6 +391,8 @@ def _linformer_pytorch(model: BakeoffForMaskedLM, real_BN: Tensor) -> Subject:
 
 
 def _linformer_refuses(options: Mapping[str, Any], length: int) -> str | None:
+    if options["global_tokens"] != 0:
+        return "no token is global: write linformer:global_tokens=0."
     sizes = options["projected_length"]
     if any(length % size for size in (sizes if isinstance(sizes, list) else [sizes])):
         return (

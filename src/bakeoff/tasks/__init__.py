@@ -109,21 +109,26 @@ def get(name: str) -> Task:
 def load(spec: RunSpec) -> LoadedTask:
     """The rows a run trains and evaluates on, read, checked and sampled."""
     task = own_task(spec) if spec.task is None else get(spec.task)
-    rows: dict[Part, Rows] = {
-        "train": task.origin.read(task, "train", spec.data_dir),
-        "eval": task.origin.read(task, "eval", spec.data_dir),
-    }
+    train_rows = task.origin.read(task, "train", spec.data_dir)
+    if spec.held_out_samples is None:
+        eval_rows = task.origin.read(task, "eval", spec.data_dir)
+    else:
+        train_rows, eval_rows = _hold_out(train_rows, spec.held_out_samples)
+    rows: dict[Part, Rows] = {"train": train_rows, "eval": eval_rows}
     labels = task.labels or _found_labels(task, rows)
     train = _take(rows["train"], labels, spec.max_train_samples)
     evaluation = _take(rows["eval"], labels, spec.max_eval_samples)
     return LoadedTask(
         name=task.name,
-        source=task.origin.source(spec.data_dir),
+        source=task.origin.source(spec.data_dir)
+        + (f"; {len(eval_rows):,} training rows held out" if spec.held_out_samples else ""),
         labels=labels,
         metrics=task.metrics,
         train=train,
         eval=evaluation,
-        sampled=_is_sample(task, "train", train) or _is_sample(task, "eval", evaluation),
+        sampled=spec.held_out_samples is not None
+        or _is_sample(task, "train", train)
+        or _is_sample(task, "eval", evaluation),
     )
 
 
@@ -158,6 +163,18 @@ def _found_labels(task: Task, rows: dict[Part, Rows]) -> tuple[str, ...]:
 
 def _some(labels: list[str]) -> str:
     return ", ".join(map(repr, labels[:10])) + (" …" if len(labels) > 10 else "")
+
+
+def _hold_out(rows: Rows, count: int) -> tuple[Rows, Rows]:
+    """Training rows without `count` of them, and those."""
+    if count >= len(rows):
+        raise BakeoffError(
+            f"held_out_samples {count}, but there are {len(rows)} training rows; hold out less."
+        )
+    held = {*random.Random(_SAMPLING_SEED + 1).sample(list(rows), count)}  # noqa: S311
+    return tuple(  # type: ignore[return-value]
+        {row: value for row, value in rows.items() if (row in held) is wanted} for wanted in (False, True)
+    )
 
 
 def _take(rows: Rows, labels: tuple[str, ...], limit: int | None) -> Examples:
