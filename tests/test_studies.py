@@ -10,6 +10,7 @@ import tiny
 from bakeoff import checkpoints, train
 from bakeoff.attention import ATTENTIONS
 from bakeoff.spec import GridSpec, RunSpec, load_yaml
+from bakeoff.sweep import SweepSpec, _end
 from encoders import bigbird_config, longformer_config, randomised
 
 STUDIES = Path(__file__).parent.parent / "studies"
@@ -20,7 +21,16 @@ LAYOUTS = {
 }
 
 
-@pytest.mark.parametrize("path", sorted(STUDIES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_sweep_is_valid():
+    path = STUDIES / "sweep.yaml"
+    sweep = SweepSpec.from_dict(load_yaml(path), str(path))
+    train.resolve(sweep.best({name: _end(space, "high") for name, space in sweep.search.items()})[0])
+    assert f"bakeoff sweep studies/{path.name}" in path.read_text()
+
+
+@pytest.mark.parametrize(
+    "path", sorted({*STUDIES.glob("*.yaml")} - {STUDIES / "sweep.yaml"}), ids=lambda path: path.stem
+)
 def test_grids_are_valid(path):
     cells = list(GridSpec.from_dict(load_yaml(path), str(path)).runs())
     if not path.stem.startswith("ablation"):

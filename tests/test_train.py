@@ -15,6 +15,7 @@ import tiny
 from bakeoff import grid, metrics, predict, runs, train
 from bakeoff.attention import ATTENTIONS
 from bakeoff.errors import BakeoffError
+from bakeoff.spec import RunSpec
 
 OPTIONS = {
     "dense": "dense",
@@ -341,3 +342,80 @@ def test_pairs_of_texts_and_three_string_labels(shared, tmp_path):
     classify = predict.Classifier(tmp_path / "runs" / record.id)
     (answer,) = classify([("a good film", "rain")])
     assert answer.probabilities.keys() == {"01", "neg", "pos"}
+
+
+def test_training_rows_held_out_are_judged_on_and_not_trained_on(shared, tmp_path):
+    spec = tiny.spec(shared, held_out_samples=50, num_train_epochs=1, output_dir=str(tmp_path))
+    prepared = train.prepare(spec)
+    assert len(prepared.task.eval.ids) == 50
+    assert sorted(prepared.task.train.ids + prepared.task.eval.ids) == list(range(256))
+    assert prepared.data.sampled
+    assert "50 training rows held out" in prepared.data.source
+    again = train.prepare(dataclasses.replace(spec, seed=7, max_train_samples=60))
+    assert again.task.eval.ids == prepared.task.eval.ids
+    assert len(again.task.train.ids) == 60
+    record = train.run(spec, progress=False)
+    assert record.status == "ok", record.error
+    assert record.data.splits["eval"].rows == 50
+    with pytest.raises(BakeoffError, match="held_out_samples 256, but there are 256 training rows"):
+        train.prepare(dataclasses.replace(spec, held_out_samples=256))
+    with pytest.raises(BakeoffError, match="leave out max_eval_samples"):
+        dataclasses.replace(spec, max_eval_samples=10)
+
+
+def test_a_run_without_the_younger_fields_keeps_its_digest(shared):
+    spec = tiny.spec(shared)
+    assert "eval_steps" in spec.to_dict()
+    assert spec.digest() != dataclasses.replace(spec, eval_steps=0.5).digest()
+    assert spec.digest() != dataclasses.replace(spec, held_out_samples=10).digest()
+    pinned = RunSpec(task="imdb", max_train_samples=1000, max_length=512, seed=1)  # before there were any
+    assert pinned.digest().startswith("f0269e737bdea6f9")
+
+
+def test_evaluations_during_training_change_nothing_and_stand_in_the_history(shared, tmp_path):
+    plain = tiny.spec(shared, attention_dropout=0.1, num_train_epochs=2, output_dir=str(tmp_path))
+    watched = dataclasses.replace(plain, eval_steps=0.3)
+    seen = []
+    wanted = train.run(plain, progress=False)
+    record = train.run(watched, progress=False, watch=lambda *told: seen.append(told))
+    assert record.metrics == wanted.metrics
+    assert record.train_loss == wanted.train_loss
+    evaluations = [line for line in record.history if "eval_loss" in line]
+    assert [line["step"] for line in evaluations] == [10, 20, 30]  # of 32
+    assert [number for number, _ in seen] == [1, 2, 3]
+    assert seen[-1][1] == {k: v for k, v in evaluations[-1].items() if k.startswith("eval_")}
+    assert seen[-1][1]["eval_accuracy"] > 0.5
+    assert [line for line in record.history if "loss" in line] == list(wanted.history)
+
+
+def test_a_watched_run_can_be_stopped(shared, tmp_path):
+    spec = tiny.spec(shared, eval_steps=10, num_train_epochs=2, output_dir=str(tmp_path))
+    record = train.run(spec, progress=False, watch=lambda number, figures: number == 2)
+    assert (record.status, record.error) == ("stopped", "stopped after 20 of 32 steps")
+    assert record.history[-1]["step"] == 20
+    assert not (tmp_path / record.id / train.CHECKPOINTS).exists()
+    asked = []
+    [(_, made)] = grid.run([spec], progress=False, watch=lambda number, figures: asked.append(number))
+    assert made.status == "ok"
+    assert asked == [1, 2, 3]
+
+
+def test_grids_share_a_folder(shared, tmp_path, monkeypatch):
+    """A run in other hands is left alone and waited for; its record is nobody else's."""
+    from filelock import FileLock
+
+    specs = [tiny.spec(shared, num_train_epochs=1, seed=seed, output_dir=str(tmp_path)) for seed in (1, 2)]
+    (tmp_path / specs[0].run_id()).mkdir()
+    lock = FileLock(tmp_path / specs[0].run_id() / ".lock")
+    lock.acquire()
+    waits = []
+
+    def wait(seconds):
+        waits.append([p.parent.name for p in tmp_path.glob("*/run.json")])
+        lock.release()
+
+    monkeypatch.setattr(grid.time, "sleep", wait)
+    made = [record.id for _, record in grid.run(specs, progress=False)]
+    assert made == [specs[1].run_id(), specs[0].run_id()]
+    assert waits == [[specs[1].run_id()]]
+    assert not list(tmp_path.glob("*/run.1.json"))

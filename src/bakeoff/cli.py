@@ -209,6 +209,44 @@ def grid(
     epilog="""
 Examples:
 
+    bakeoff sweep studies/sweep.yaml --data-dir mirror
+
+    bakeoff sweep sweep.yaml --storage postgresql://host/db  (on every machine that is to take part)
+"""
+)
+@_takes_spec_flags("seed", "save_model", "held_out_samples", "eval_steps")
+def sweep(
+    sweep_file: Annotated[Path, typer.Argument(help="A YAML sweep file; flags override its fields.")],
+    *,
+    n_trials: Annotated[int | None, typer.Option(help="Trials in all.", show_default=False)] = None,
+    storage: Annotated[
+        str | None,
+        typer.Option(help="A database URL as Optuna takes it; by default SQLite.", show_default=False),
+    ] = None,
+    flags: dict[str, Any],
+) -> None:
+    """Search run fields with Optuna, judged on held-out training rows; make the best again over seeds."""
+    from bakeoff import sweep as sweeps
+
+    values = {**load_yaml(sweep_file), **flags}
+    if n_trials is not None:
+        values["n_trials"] = n_trials
+    spec = sweeps.SweepSpec.from_dict(values, str(sweep_file))
+    bad = 0
+    with _interruptible():
+        for made, record in sweeps.run(spec, storage=storage, say=lambda s, r: _say(s, r, "trial: ")):
+            _say(made, record)
+            bad += record.status != "ok"
+    if bad:
+        raise BakeoffError(f"{bad} runs of the best trial did not end well; start the sweep again.")
+    _compare([spec.folder / sweeps.BEST])
+    out.print(Text(str(spec.folder / sweeps.REPORT)))
+
+
+@app.command(
+    epilog="""
+Examples:
+
     bakeoff compare runs
 
     bakeoff compare runs --format markdown > table.md

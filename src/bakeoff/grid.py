@@ -43,14 +43,22 @@ def check(specs: Sequence[RunSpec]) -> None:
         )
 
 
-def run(specs: Iterable[RunSpec], *, progress: bool = True) -> Iterator[tuple[RunSpec, runs.RunRecord]]:
-    """Make every run that is not made yet; yields each record as it comes."""
+def run(
+    specs: Iterable[RunSpec], *, progress: bool = True, watch: Watch | None = None
+) -> Iterator[tuple[RunSpec, runs.RunRecord]]:
+    """Make every run that is not made yet; yields each record as it comes.
+
+    Args:
+        specs: what to run.
+        progress: whether to show bars.
+        watch: as for `train.run`; it is called in this process.
+    """
     waiting = deque(specs)
     elsewhere = 0  # of those that wait, one after another, found in the hands of another process
     while waiting:
         spec = waiting.popleft()
         try:
-            record = cell(spec, progress=progress)
+            record = _cell(spec, progress, watch)
         except BusyError:
             waiting.append(spec)
             elsewhere += 1
@@ -61,18 +69,8 @@ def run(specs: Iterable[RunSpec], *, progress: bool = True) -> Iterator[tuple[Ru
         yield spec, record
 
 
-def cell(spec: RunSpec, *, progress: bool = True, watch: Watch | None = None) -> runs.RunRecord:
-    """The record of one run, made in a process of its own if it is not made yet.
-
-    Args:
-        spec: what to run.
-        progress: whether to show bars.
-        watch: as for `train.run`; it is called in this process.
-
-    Raises:
-        BusyError: another process is making it.
-        KeyboardInterrupt: the run was interrupted, and can be resumed.
-    """
+def _cell(spec: RunSpec, progress: bool, watch: Watch | None) -> runs.RunRecord:
+    """One run, made in a process of its own. Raises `BusyError` where another process is making it."""
     if (done := runs.finished(spec)) is not None:
         return done
     if (folder := runs.output_folder(spec) / spec.run_id()).exists():

@@ -50,7 +50,7 @@ DEFAULTS: tuple[tuple[float, float, float], ...] = (
 )
 
 
-#: Told of an evaluation during training, by step and figures; True ends the run there.
+#: Told of an evaluation during training, by its number from 1 and its figures; True ends the run there.
 Watch = Callable[[int, Mapping[str, float]], bool]
 
 
@@ -452,7 +452,7 @@ class _Evaluations(TrainerCallback):
             figures = self.judge()
         epoch = state.epoch if state.epoch is not None else 0.0
         state.log_history.append({"step": state.global_step, "epoch": epoch, **figures})
-        if self.watch is not None and self.watch(state.global_step, figures):
+        if self.watch is not None and self.watch(state.global_step // self.every, figures):
             raise _Stopped(state)
 
 

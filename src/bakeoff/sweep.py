@@ -1,0 +1,264 @@
+"""A search over run fields: trials are runs, Optuna chooses them, and the best is made again over seeds.
+
+Trials are judged on rows held out of the training split, never on the evaluation split, so that the best
+one's figure there stays honest. Each is a run in a process of its own, with a record like any other; one that
+lags behind the others is stopped at an evaluation. Trials live in a database: a sweep that was interrupted
+goes on, and several workers can share one.
+
+Optuna (Akiba et al., 2019, https://arxiv.org/abs/1907.10902) chooses, by the tree-structured Parzen estimator
+(Bergstra et al., 2011), and stops trials below the median of the others at the same step.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bakeoff import grid, runs
+from bakeoff.errors import BakeoffError
+from bakeoff.spec import AttentionSpec, RunSpec
+
+if TYPE_CHECKING:
+    import optuna
+
+TRIALS, BEST, REPORT, DATABASE = "trials", "best", "sweep.html", "sweep.db"  # below the sweep's folder
+_HEARTBEAT = 30  # seconds; a worker that misses two is taken for dead, and its trial is made again
+_FAILED = "failed"  # a trial's attribute: why its run did not end well
+_ATTENTION = "attention."
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """Numbers from `low` to `high`, both included; whole where both are; evenly, or by their logarithm."""
+
+    low: float
+    high: float
+    log: bool = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SweepSpec:
+    """What to search, and how long.
+
+    Attributes:
+        base: the run fields that all trials share.
+        search: a `Range` or the choices by run field; a mechanism's options as `attention.OPTION`.
+        n_trials: trials that end, well or not, over all workers and restarts.
+        held_out_samples: training rows that trials are judged on.
+        evaluations: of a trial on those rows; at each but the last it may be stopped.
+        seeds: the best trial is made again with each, on the evaluation split.
+        seed: of the search.
+    """
+
+    base: Mapping[str, Any]
+    search: Mapping[str, Range | tuple[Any, ...]]
+    n_trials: int = 20
+    held_out_samples: int = 1000
+    evaluations: int = 4
+    seeds: tuple[int, ...] = (1, 2, 3)
+    seed: int = 0
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], where: str = "sweep") -> SweepSpec:
+        """Read the attributes by name; every other key is a run field that all trials share."""
+        base = dict(values)
+        own = {f.name: base.pop(f.name) for f in dataclasses.fields(cls) if f.name in base}
+        own.pop("base", None)
+        search = own.pop("search", None)
+        if not isinstance(search, Mapping) or not search:
+            raise BakeoffError(
+                f"{where}: a sweep needs 'search', a mapping of run fields to ranges or choices."
+            )
+        for name in ("n_trials", "held_out_samples", "evaluations"):
+            if name in own and (type(own[name]) is not int or own[name] < 1):
+                raise BakeoffError(f"{where}: {name} is a whole number from 1 up, not {own[name]!r}.")
+        own["seeds"] = tuple(own.get("seeds", cls.seeds))
+        if not own["seeds"] or not all(type(seed) is int for seed in (*own["seeds"], own.get("seed", 0))):
+            raise BakeoffError(f"{where}: seeds are whole numbers, and there is one at least.")
+        if taken := {"seed", "output_dir", "save_model", "eval_steps"} & search.keys():
+            raise BakeoffError(f"{where}: {min(taken)!r} cannot be searched.")
+        sweep = cls(base=base, search={k: _space(k, v, where) for k, v in search.items()}, **own)
+        for end in ("low", "high"):  # what can be checked before the first trial
+            sweep.trial({name: _end(space, end) for name, space in sweep.search.items()}, where)
+        return sweep
+
+    @property
+    def folder(self) -> Path:
+        """Where everything of the sweep lies."""
+        return Path(self.base.get("output_dir", RunSpec.__dataclass_fields__["output_dir"].default))
+
+    def trial(self, chosen: Mapping[str, Any], where: str = "sweep") -> RunSpec:
+        """The run of a trial."""
+        watched = {"held_out_samples": self.held_out_samples, "eval_steps": 1 / self.evaluations}
+        watched = watched if self.evaluations > 1 else {"held_out_samples": self.held_out_samples}
+        return self._run({**watched, "save_model": False}, chosen, TRIALS, where)
+
+    def best(self, chosen: Mapping[str, Any]) -> list[RunSpec]:
+        """The runs of the best trial on the evaluation split, one a seed."""
+        return [self._run({"seed": seed}, chosen, BEST, "sweep") for seed in self.seeds]
+
+    def _run(self, fields: Mapping[str, Any], chosen: Mapping[str, Any], part: str, where: str) -> RunSpec:
+        attention = AttentionSpec.parse(self.base.get("attention", "dense"))
+        options = {k.removeprefix(_ATTENTION): v for k, v in chosen.items() if k.startswith(_ATTENTION)}
+        return RunSpec.from_dict(
+            {
+                **self.base,
+                **fields,
+                **{k: v for k, v in chosen.items() if not k.startswith(_ATTENTION)},
+                "attention": {"name": attention.name, "options": {**attention.options, **options}},
+                "output_dir": str(self.folder / part),
+            },
+            where,
+        )
+
+
+def _space(name: str, value: Any, where: str) -> Range | tuple[Any, ...]:
+    if isinstance(value, list | tuple) and len(value) > 1:
+        return tuple(value)
+    if isinstance(value, Mapping) and {"low", "high"} <= value.keys() <= {"low", "high", "log"}:
+        try:
+            low, high = (v if type(v) is int else float(v) for v in (value["low"], value["high"]))
+        except (TypeError, ValueError):
+            low = high = math.nan
+        if low < high and (low > 0 or not value.get("log")):
+            return Range(low, high, bool(value.get("log", False)))
+    raise BakeoffError(
+        f"{where}: search {name!r} is a list of two or more choices, or {{low, high}} with low < high and "
+        f"log: true for numbers above 0, not {value!r}."
+    )
+
+
+def _end(space: Range | tuple[Any, ...], end: str) -> Any:
+    if isinstance(space, Range):
+        return getattr(space, end)
+    return space[0] if end == "low" else space[-1]
+
+
+def run(
+    sweep: SweepSpec,
+    *,
+    storage: str | None = None,
+    progress: bool = True,
+    say: Callable[[RunSpec, runs.RunRecord], None] = lambda spec, record: None,
+) -> Iterator[tuple[RunSpec, runs.RunRecord]]:
+    """Search, then make the best trial again over seeds: yields those records, and writes `sweep.html`.
+
+    Args:
+        sweep: what to search.
+        storage: a database URL as Optuna takes it; by default an SQLite file in the sweep's folder.
+        progress: whether to show bars.
+        say: is told of every trial that this process made.
+
+    Raises:
+        BakeoffError: Optuna is not installed, the database cannot be had, or no trial ended well.
+        KeyboardInterrupt: the sweep can be started again, and goes on.
+    """
+    study = _study(sweep, storage)
+    while _ended(study) < sweep.n_trials:
+        study.optimize(
+            lambda trial: _judged(sweep, study, trial, progress, say), n_trials=1, catch=(_Failed,)
+        )
+    if not (done := _complete(study)):
+        why = {trial.user_attrs.get(_FAILED, "") for trial in study.get_trials(deepcopy=False)}
+        raise BakeoffError(f"no trial of the sweep ended well: {'; '.join(sorted(why))}.")
+    yield from grid.run(sweep.best(study.best_params), progress=progress)
+    _write_report(study, sweep.folder / REPORT, len(done))
+
+
+class _Failed(Exception):  # noqa: N818  # Optuna's word for it
+    """A trial whose run did not end well; the sweep goes on."""
+
+
+def _study(sweep: SweepSpec, storage: str | None) -> optuna.Study:
+    try:
+        import optuna
+    except ImportError:
+        raise BakeoffError("sweeps need Optuna: pip install 'bakeoff[sweep]'.") from None
+    from sqlalchemy.exc import SQLAlchemyError
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # heartbeats have been, for years
+    folder = runs.output_folder(sweep.trial({k: _end(v, "low") for k, v in sweep.search.items()})).parent
+    url = storage or f"sqlite:///{folder / DATABASE}"
+    try:
+        return optuna.create_study(
+            study_name=folder.name,
+            storage=optuna.storages.RDBStorage(
+                url,
+                heartbeat_interval=_HEARTBEAT,
+                heartbeat_stale_trial_callback=optuna.storages.RetryHeartbeatStaleTrialCallback(),
+            ),
+            pruner=optuna.pruners.MedianPruner(),
+            direction="maximize",
+            load_if_exists=True,
+        )
+    except (SQLAlchemyError, ImportError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise BakeoffError(f"{url}: not a database for the sweep ({reason}); check --storage.") from None
+
+
+def _judged(
+    sweep: SweepSpec,
+    study: optuna.Study,
+    trial: optuna.Trial,
+    progress: bool,
+    say: Callable[[RunSpec, runs.RunRecord], None],
+) -> float:
+    import optuna
+
+    # By the trial's number, or workers that start together would all try the same.
+    study.sampler = optuna.samplers.TPESampler(seed=sweep.seed * 1_000_003 + trial.number)
+    spec = sweep.trial({name: _suggest(trial, name, space) for name, space in sweep.search.items()})
+
+    def watch(evaluation: int, figures: Mapping[str, float]) -> bool:
+        trial.report(figures["eval_accuracy"], evaluation)
+        return trial.should_prune()
+
+    try:
+        [(_, record)] = grid.run([spec], progress=progress, watch=watch)
+    except KeyboardInterrupt:  # its run resumes when the sweep does
+        study.enqueue_trial(trial.params)
+        raise
+    say(spec, record)
+    if record.status == "stopped":
+        raise optuna.TrialPruned
+    if record.status != "ok":
+        trial.set_user_attr(_FAILED, f"{record.id}: {record.status}: {record.error}")
+        raise _Failed
+    return record.metrics["accuracy"].value
+
+
+def _suggest(trial: optuna.Trial, name: str, space: Range | tuple[Any, ...]) -> Any:
+    if not isinstance(space, Range):
+        return trial.suggest_categorical(name, space)
+    if isinstance(space.low, int) and isinstance(space.high, int):
+        return trial.suggest_int(name, space.low, space.high, log=space.log)
+    return trial.suggest_float(name, space.low, space.high, log=space.log)
+
+
+def _complete(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
+    return [trial for trial in study.get_trials(deepcopy=False) if trial.state.name == "COMPLETE"]
+
+
+def _ended(study: optuna.Study) -> int:
+    """Trials that count: not those of a worker that died or was interrupted, which are made again."""
+    return sum(
+        trial.state.name in ("COMPLETE", "PRUNED") or _FAILED in trial.user_attrs
+        for trial in study.get_trials(deepcopy=False)
+    )
+
+
+def _write_report(study: optuna.Study, path: Path, complete: int) -> None:
+    """The search as one page: its course, what mattered, and each field against the outcome."""
+    from optuna import visualization
+
+    plots = [visualization.plot_optimization_history(study), visualization.plot_slice(study)]
+    if complete > 1 and len(study.best_params) > 1:
+        plots.insert(1, visualization.plot_param_importances(study))
+    parts = [plot.to_html(full_html=False, include_plotlyjs=index == 0) for index, plot in enumerate(plots)]
+    page = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Sweep</title>{"".join(parts)}</html>'
+    path.write_text(page, encoding="utf-8")

@@ -1,0 +1,173 @@
+"""Sweeps: what is searched and on which rows, what survives an interruption, and what comes of it."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import tiny
+from bakeoff import grid, runs, sweep
+from bakeoff.errors import BakeoffError
+from bakeoff.sweep import Range, SweepSpec
+
+optuna = pytest.importorskip("optuna")
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    return tmp_path_factory.mktemp("runs")
+
+
+def values(shared, folder, **changes):
+    spec = tiny.spec(shared, attention="linformer:projected_length=6,global_tokens=2", num_train_epochs=1)
+    kept = ("train_file", "eval_file", "text_columns", "label_column", "model_name_or_path", "attention")
+    base = {k: v for k, v in spec.to_dict().items() if k in (*kept, "num_train_epochs")}
+    return base | {
+        "search": {
+            "learning_rate": {"low": "1e-5", "high": 1e-2, "log": True},
+            "attention.projected_length": [4, 8],
+        },
+        "n_trials": 3,
+        "held_out_samples": 40,
+        "evaluations": 2,
+        "seeds": [1, 2],
+        "output_dir": str(folder),
+        **changes,
+    }
+
+
+def study_of(folder):
+    return optuna.load_study(study_name=folder.name, storage=f"sqlite:///{folder / sweep.DATABASE}")
+
+
+def test_a_sweep_searches_and_makes_the_best_again(shared, tmp_path):
+    said, spec = [], SweepSpec.from_dict(values(shared, tmp_path / "sweep"))
+    made = list(sweep.run(spec, progress=False, say=lambda spec, record: said.append(record)))
+    study = study_of(tmp_path / "sweep")
+    assert len(study.trials) == len(said) == 3
+    best = max((r for r in said if r.status == "ok"), key=lambda r: r.metrics["accuracy"].value)
+    assert study.best_value == best.metrics["accuracy"].value
+    assert [record.spec["seed"] for _, record in made] == [1, 2]
+    for _, record in made:
+        assert record.status == "ok", record.error
+        assert (
+            record.spec["learning_rate"] == best.spec["learning_rate"] == study.best_params["learning_rate"]
+        )
+        assert record.spec["attention"] == best.spec["attention"]
+        assert record.spec["held_out_samples"] is record.spec["eval_steps"] is None
+        assert record.data.splits["eval"].rows == 60
+        assert record.data.splits["train"].rows == 256
+    for record in said:
+        assert record.data.splits["eval"].rows == 40
+        assert record.data.splits["train"].rows == 216
+        assert 1e-5 <= record.spec["learning_rate"] <= 1e-2
+        assert record.spec["attention"]["options"]["projected_length"] in (4, 8)
+    page = (tmp_path / "sweep" / sweep.REPORT).read_text()
+    assert "Plotly.newPlot" in page
+    assert "attention.projected_length" in page
+    assert "http-equiv" not in page
+
+    again = list(sweep.run(spec, progress=False, say=lambda spec, record: pytest.fail("a fourth trial")))
+    assert [record for _, record in again] == [record for _, record in made]
+
+
+def test_a_trial_that_lags_is_stopped(shared, tmp_path, monkeypatch):
+    """Seven trials; the last two do worse than the median of the first five at their first evaluation."""
+    spec = SweepSpec.from_dict(values(shared, tmp_path / "sweep", n_trials=7, seeds=[1]))
+    numbers, stopped = iter(range(7)), []
+
+    def run(specs, *, progress, watch=None):
+        return [(spec, cell(spec, watch)) for spec in specs]
+
+    def cell(run, watch):
+        record = runs.RunRecord(
+            id="x", status="ok", digest="", spec=run.to_dict(), started="", seconds=0.0, environment={},
+            metrics={"accuracy": runs.Metric(0.9)},
+        )  # fmt: skip
+        if watch is None or not watch(1, {"eval_accuracy": 0.9 - 0.1 * (next(numbers) > 4)}):
+            return record
+        stopped.append(run)
+        return dataclasses.replace(record, status="stopped", metrics={})
+
+    monkeypatch.setattr(grid, "run", run)
+    list(sweep.run(spec, progress=False))
+    states = [trial.state.name for trial in study_of(tmp_path / "sweep").trials]
+    assert states == ["COMPLETE"] * 5 + ["PRUNED"] * 2
+    assert len(stopped) == 2
+
+
+def test_trials_that_fail_count_and_are_said(shared, tmp_path, monkeypatch):
+    record = runs.RunRecord(
+        id="x", status="oom", digest="", spec={}, started="", seconds=0.0, environment={}, error="no room"
+    )
+    monkeypatch.setattr(grid, "run", lambda specs, **kwargs: [(specs[0], record)])
+    spec = SweepSpec.from_dict(values(shared, tmp_path / "sweep"))
+    with pytest.raises(BakeoffError, match="no trial of the sweep ended well: x: oom: no room"):
+        list(sweep.run(spec, progress=False))
+    assert len(study_of(tmp_path / "sweep").trials) == 3
+
+
+def test_an_interrupted_trial_is_made_again(shared, tmp_path, monkeypatch):
+    spec = SweepSpec.from_dict(values(shared, tmp_path / "sweep", n_trials=2, seeds=[1]))
+    made, asked = grid.run, []
+
+    def interrupted(specs, **kwargs):
+        asked.extend(specs)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(grid, "run", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        list(sweep.run(spec, progress=False))
+
+    def counted(specs, **kwargs):
+        asked.extend(specs)
+        return made(specs, **kwargs)
+
+    monkeypatch.setattr(grid, "run", counted)
+    list(sweep.run(spec, progress=False))
+    assert asked[0] == asked[1]
+    states = [trial.state.name for trial in study_of(tmp_path / "sweep").trials]
+    assert states == ["FAIL", "COMPLETE", "COMPLETE"]
+
+
+def test_two_workers_share_a_study(shared, tmp_path):
+    """Two processes on one database: as many trials as asked for or one more, and the best made once."""
+    file = tmp_path / "sweep.yaml"
+    file.write_text(json.dumps(values(shared, tmp_path / "sweep", n_trials=4)))
+    command = [sys.executable, "-m", "bakeoff", "sweep", str(file)]
+    workers = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    outs = [worker.communicate()[0] for worker in workers]
+    assert [worker.returncode for worker in workers] == [0, 0], outs
+    trials = study_of(tmp_path / "sweep").trials
+    assert 4 <= len(trials) <= 5
+    assert sum(out.count("trial: ") for out in outs) == len(trials)
+    made = [record for _, record in runs.find(tmp_path / "sweep" / sweep.BEST)]
+    assert sorted(record.spec["seed"] for record in made) == [1, 2]
+    assert all(record.status == "ok" for record in made)
+
+
+def test_the_file_is_checked_before_the_first_trial(shared, tmp_path):
+    for changes, said in [
+        ({"search": {}}, "a sweep needs 'search'"),
+        ({"search": {"learning_rat": [1e-4, 1e-3]}}, "Did you mean 'learning_rate'"),
+        ({"search": {"learning_rate": [1e-4]}}, "a list of two or more choices"),
+        ({"search": {"learning_rate": {"low": 1e-3, "high": 1e-4}}}, "low < high"),
+        ({"search": {"learning_rate": {"low": 0, "high": 1e-4, "log": True}}}, "above 0"),
+        ({"search": {"learning_rate": {"low": -1.0, "high": 1e-4}}}, "learning_rate must be above 0"),
+        ({"search": {"seed": [1, 2]}}, "'seed' cannot be searched"),
+        ({"n_trials": 0}, "n_trials is a whole number from 1 up"),
+        ({"held_out_samples": True}, "held_out_samples is a whole number"),
+        ({"seeds": []}, "seeds are whole numbers"),
+        ({"learning_rte": 1}, "unknown field 'learning_rte'"),
+    ]:
+        with pytest.raises(BakeoffError, match=said):
+            SweepSpec.from_dict(values(shared, tmp_path, **changes))
+    assert SweepSpec.from_dict(values(shared, tmp_path)).search["learning_rate"] == Range(1e-5, 1e-2, True)
+    spec = SweepSpec.from_dict(values(shared, tmp_path / "sweep"))
+    for url in ("nonsense", f"sqlite:///{tmp_path}/no/such/folder.db", "nosuch://host/db"):
+        with pytest.raises(BakeoffError, match=r"not a database for the sweep .*--storage"):
+            list(sweep.run(spec, storage=url, progress=False))
+    assert not list(Path(tmp_path / "sweep").glob("*/*/run.json"))
