@@ -419,3 +419,59 @@ def test_grids_share_a_folder(shared, tmp_path, monkeypatch):
     assert made == [specs[1].run_id(), specs[0].run_id()]
     assert waits == [[specs[1].run_id()]]
     assert not list(tmp_path.glob("*/run.1.json"))
+
+
+@pytest.mark.parametrize(
+    ("signals", "steps"), [([signal.SIGINT], 7), ([signal.SIGTERM] * 2, 7), ([signal.SIGINT] * 2, 6)]
+)
+def test_signals_finish_the_step_and_save_and_two_end_at_once(shared, tmp_path, monkeypatch, signals, steps):
+    spec = tiny.spec(shared, num_train_epochs=2, attention_dropout=0.1, output_dir=str(tmp_path))
+    wanted = train.run(dataclasses.replace(spec, output_dir=str(tmp_path / "whole")), progress=False)
+    done = []
+
+    class Sender(train.TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            if state.global_step == 6 and len(done) == 6:
+                for number in signals:
+                    os.kill(os.getpid(), number)
+                    time.sleep(0.05)  # Python tells of it between two instructions
+
+        def on_step_end(self, args, state, control, **kwargs):
+            done.append(state.global_step)
+
+    fine_tune = train.LengthGroupedTrainer.train
+    monkeypatch.setattr(
+        train.LengthGroupedTrainer,
+        "train",
+        lambda self, **kwargs: (self.add_callback(Sender()), fine_tune(self, **kwargs))[1],
+    )
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt):
+        train.run(spec, progress=False)
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+    assert len(done) == steps
+    assert runs.load(tmp_path / spec.run_id()).status == "cancelled"
+    saved = list((tmp_path / spec.run_id() / train.CHECKPOINTS).glob("checkpoint-*"))
+    assert [path.name for path in saved] == (["checkpoint-7"] if steps == 7 else [])
+    record = train.run(spec, progress=False)
+    assert record.metrics == wanted.metrics
+    assert record.train_loss == pytest.approx(wanted.train_loss, rel=1e-6)
+    assert done[steps] == (8 if steps == 7 else 1)
+
+
+def test_a_wish_at_the_last_step_loses_nothing(shared, tmp_path, monkeypatch):
+    spec = tiny.spec(shared, num_train_epochs=1, output_dir=str(tmp_path))
+    on_step_end = train._Meter.on_step_end
+
+    def interrupt(self, args, state, control, **kwargs):
+        on_step_end(self, args, state, control, **kwargs)
+        if state.global_step == state.max_steps:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.05)
+
+    monkeypatch.setattr(train._Meter, "on_step_end", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        train.run(spec, progress=False)
+    record = train.run(spec, progress=False)
+    assert record.status == "ok", record.error
+    assert len(record.history) == 16

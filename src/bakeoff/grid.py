@@ -170,7 +170,8 @@ def _call(
         return parent.recv()
 
     quiet()
-    signal.signal(signal.SIGINT, _interrupt_once)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt_once)
     threading.Thread(target=_stop_when, args=(orphaned,), daemon=True).start()
     try:
         parent.send(function(*arguments, *([ask] if asks else [])))
@@ -182,13 +183,14 @@ def _call(
 
 def _interrupt_once(*_: Any) -> None:
     """Ctrl-C reaches this process and its parent; the second signal must not fall into the first's record."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     raise KeyboardInterrupt
 
 
 def _stop_when(orphaned: Connection) -> None:
-    """End this cell, as Ctrl-C would, when the grid that started it is gone: its end of the pipe closes."""
+    """End this cell when the grid that started it is gone, or interrupted: its end of the pipe closes."""
     try:
         orphaned.recv()
     except EOFError:  # no harm where the cell has ended: the signal finds no one
-        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGTERM)

@@ -32,6 +32,7 @@ from bakeoff import checkpoints, encode, env, metrics, predict, recipes, runs, t
 from bakeoff.attention import Attention
 from bakeoff.attention.longformer import Window
 from bakeoff.errors import BakeoffError, unknown
+from bakeoff.interrupts import Interruption
 from bakeoff.spec import RunSpec
 from bakeoff.trainer import LengthGroupedTrainer, arguments
 
@@ -276,7 +277,8 @@ def _fine_tune(
     already = spec.attention.name == "dense" or prepared.base.native
     dense_steps = 0 if already else round(recipe.dense_share * steps)
     meter = _Meter(every=max(1, round(steps / _CURVE_POINTS)))
-    shared: list[TrainerCallback] = [meter]
+    interruption = Interruption()
+    shared: list[TrainerCallback] = [meter, interruption]
     if spec.eval_steps is not None:
         every = spec.eval_steps if spec.eval_steps >= 1 else math.ceil(spec.eval_steps * steps)
         shared.append(_Evaluations(int(every), lambda: _judge(prepared, model), meter, watch))
@@ -293,7 +295,8 @@ def _fine_tune(
         )
         checkpoint, meter.stepped = _last_checkpoint(folder), False
         try:
-            trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+            with interruption.listening():
+                trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
         except Exception as error:
             if checkpoint is None or meter.stepped or _out_of_memory(error):
                 raise
