@@ -10,12 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import tiny
-from bakeoff import grid, metrics, predict, runs, train
+from bakeoff import env, grid, metrics, predict, runs, train
 from bakeoff.attention import ATTENTIONS
 from bakeoff.errors import BakeoffError
-from bakeoff.spec import RunSpec
+from bakeoff.spec import RunSpec, parse_size
 
 OPTIONS = {
     "dense": "dense",
@@ -475,3 +476,67 @@ def test_a_wish_at_the_last_step_loses_nothing(shared, tmp_path, monkeypatch):
     record = train.run(spec, progress=False)
     assert record.status == "ok", record.error
     assert len(record.history) == 16
+
+
+@pytest.mark.parametrize("at", [0, 20])
+def test_a_step_that_does_not_fit_is_made_of_smaller_batches(shared, tmp_path, monkeypatch, capsys, at):
+    """From the start, or from the checkpoint before the step that ran out; the result is the same."""
+    changes = {"num_train_epochs": 2, "max_train_samples": 250, "save_steps": 8}
+    wanted = train.run(tiny.spec(shared, **changes), progress=False)
+    assert wanted.batches == {}
+    step = train.LengthGroupedTrainer.training_step
+
+    def limited(self, model, inputs, *args, **kwargs):
+        if self.state.global_step >= at and len(inputs["labels"]) > 4:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes.")
+        return step(self, model, inputs, *args, **kwargs)
+
+    monkeypatch.setattr(train.LengthGroupedTrainer, "training_step", limited)
+    record = train.run(tiny.spec(shared, **changes, output_dir=str(tmp_path)), progress=False)
+    assert record.status == "ok", record.error
+    assert record.batches == {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 4}
+    assert capsys.readouterr().err.count("out of memory: going on with") == 2
+    assert record.train_loss == pytest.approx(wanted.train_loss, rel=1e-5)
+    assert record.metrics["loss"].value == pytest.approx(wanted.metrics["loss"].value, rel=1e-4)
+    assert runs.load(tmp_path / record.id) == record
+
+
+@pytest.mark.skipif(sys.platform != "linux" or torch.cuda.is_available(), reason="limits the host's memory")
+def test_a_memory_limit_is_kept_and_lifted():
+    status = Path("/proc/self/status").read_text()
+    taken = int(next(line for line in status.splitlines() if line.startswith("VmData")).split()[1]) * 1024
+    with env.memory_limit(taken + (256 << 20)):
+        torch.empty(64 << 20, dtype=torch.uint8)
+        with pytest.raises(RuntimeError) as caught:
+            torch.empty(1 << 30, dtype=torch.uint8)
+        assert train._out_of_memory(caught.value)
+    torch.empty(1 << 30, dtype=torch.uint8)
+
+
+def test_sizes_are_checked(shared):
+    sizes = {"8GiB": 8 << 30, "500MB": 500_000_000, "1.5 KiB": 1536, "1024": 1024}
+    assert {text: parse_size(text, "max_memory") for text in sizes} == sizes
+    assert tiny.spec(shared, max_memory="8GiB").digest() == tiny.spec(shared).digest()
+    for size in ("8 gigs", "-1GB", "0GB", "GiB", "8GiB "):
+        with pytest.raises(BakeoffError, match="max_memory is a size such as 8GiB"):
+            tiny.spec(shared, max_memory=size)
+
+
+def test_trackers_are_off_by_default_and_those_asked_for_are_told(shared, tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    spec = tiny.spec(shared, num_train_epochs=1, output_dir=str(tmp_path), report_to=["tensorboard"])
+    record = train.run(spec, progress=False)
+    assert record.status == "ok", record.error
+    log = EventAccumulator(str(tmp_path / record.id / "tensorboard")).Reload()
+    curve = [(event.step, event.value) for event in log.Scalars("train/loss")]
+    assert [step for step, _ in curve] == [line["step"] for line in record.history]
+    assert [loss for _, loss in curve] == pytest.approx([line["loss"] for line in record.history])
+    plain = train.run(tiny.spec(shared, num_train_epochs=1), progress=False)
+    assert not list((shared / "runs" / plain.id).rglob("*tfevents*"))
+    assert plain.id == record.id
+    with pytest.raises(BakeoffError, match=r"unknown report_to 'tensorbord'. Did you mean 'tensorboard'"):
+        train.resolve(tiny.spec(shared, report_to=["tensorbord"]))
+    with pytest.raises(BakeoffError, match="report_to comet_ml: it is not installed"):
+        train.resolve(tiny.spec(shared, report_to=["comet_ml"]))

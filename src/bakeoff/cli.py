@@ -76,7 +76,12 @@ FLAGS: dict[str, tuple[str, str]] = {
     ),
     "save_steps": ("--save-steps", "Steps between checkpoints; an interrupted run resumes from the last."),
     "eval_steps": ("--eval-steps", "Evaluate every so many steps of training; below 1, a share of all."),
+    "max_memory": (
+        "--max-memory",
+        "What a run may take, such as 8GiB; smaller batches make one step to fit.",
+    ),
     "output_dir": ("--output-dir", "The folder that holds the runs."),
+    "report_to": ("--report-to", "A tracker, as transformers names it: tensorboard, trackio, wandb, mlflow."),
     "save_model": ("--save-model/--no-save-model", "Keep the trained model beside the record."),
 }
 
@@ -93,9 +98,7 @@ def _takes_spec_flags(*without: str) -> Callable[[Callable[..., Any]], Callable[
                 continue
             flag, text = FLAGS[field.name]
             hint = hints[field.name]
-            kind: Any = (
-                str if field.name == "attention" else list[str] if field.name == "text_columns" else hint
-            )
+            kind: Any = str if field.name == "attention" else list[str] if hint == tuple[str, ...] else hint
             default = field.default
             shown = (
                 default if isinstance(default, int | float | str) and not isinstance(default, bool) else False

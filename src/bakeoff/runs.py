@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 from bakeoff.errors import BakeoffError, BusyError
 from bakeoff.spec import RunSpec
 
-SCHEMA = 2  # 2: transfer
+SCHEMA = 3  # 2: transfer; 3: batches
 RECORD = "run.json"
 PREDICTIONS = "predictions.parquet"
 MODEL = "model"
@@ -126,6 +126,10 @@ class RunRecord:
     train_loss: float | None = None
     cost: Cost | None = None
     transfer: Transfer | None = None  # None: the recipe has no such stage, or the mechanism nothing to learn
+    batches: Mapping[str, int] = dataclasses.field(
+        default_factory=dict
+    )  # as the spec names them, where memory
+    # did not allow what it asks for: smaller batches, more of them a step, and the same step
     history: tuple[Mapping[str, float], ...] = ()  # as Trainer logs: step, epoch, and loss or eval_accuracy …
     schema: int = SCHEMA
 

@@ -23,7 +23,7 @@ from bakeoff.errors import BakeoffError, unknown
 Option = int | float | bool | str | tuple[int | float | bool | str, ...]
 
 #: Fields that say where things lie or how fast they go, and never what the result is.
-NOT_IDENTITY = frozenset({"output_dir", "data_dir", "save_model", "save_steps"})
+NOT_IDENTITY = frozenset({"output_dir", "data_dir", "save_model", "save_steps", "report_to", "max_memory"})
 
 #: Fields younger than runs that exist: left out of the digest at their default, or those would be made anew.
 _YOUNGER = frozenset({"held_out_samples", "eval_steps"})
@@ -122,10 +122,12 @@ class RunSpec:
     gradient_checkpointing: bool = False
     save_steps: int = 200
     eval_steps: float | None = None  # below 1: a share of all steps
+    max_memory: str | None = None  # "8GiB": what the run may take, of the device's memory or of the host's
 
     # Where.
     output_dir: str = "runs"
     save_model: bool = True
+    report_to: tuple[str, ...] = ()  # trackers by transformers' names: tensorboard, trackio, wandb, mlflow …
 
     def __post_init__(self) -> None:
         own = self.train_file is not None or self.eval_file is not None
@@ -149,6 +151,8 @@ class RunSpec:
         for name in ("weight_decay", "warmup_steps", "attention_dropout", "seed"):
             if getattr(self, name) < 0:
                 raise BakeoffError(f"{name} must not be negative, not {getattr(self, name)}.")
+        if self.max_memory is not None:
+            parse_size(self.max_memory, "max_memory")
         if self.held_out_samples is not None and self.max_eval_samples is not None:
             raise BakeoffError("held_out_samples replaces the evaluation split: leave out max_eval_samples.")
         if self.eval_steps is not None and self.eval_steps >= 1 and not float(self.eval_steps).is_integer():
@@ -259,6 +263,15 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise BakeoffError(f"{path}: a run file is a mapping of fields, such as 'task: sst2'.")
     return values
+
+
+def parse_size(text: str, where: str) -> int:
+    """Bytes of a size such as 8GiB, 500MB or 1024."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?(?:([KMGT])(i?)B)?", text)
+    if match is None or not float(match[1]):
+        raise BakeoffError(f"{where} is a size such as 8GiB or 500MB, not {text!r}.")
+    power = " KMGT".index(match[2] or " ")
+    return int(float(match[1]) * (1024 if match[3] else 1000) ** power)
 
 
 _POSITIVE = (

@@ -5,9 +5,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
+import gc
 import json
 import math
+import os
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +18,8 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_model, save_model
+from torch import Tensor
+from torch.nn import functional as F
 from transformers import (
     DataCollatorWithPadding,
     PreTrainedModel,
@@ -26,6 +31,7 @@ from transformers import (
     TrainingArguments,
     set_seed,
 )
+from transformers.integrations import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 from transformers.trainer_callback import ExportableState
 
 from bakeoff import checkpoints, encode, env, metrics, predict, recipes, runs, tasks, transfer
@@ -33,7 +39,7 @@ from bakeoff.attention import Attention
 from bakeoff.attention.longformer import Window
 from bakeoff.errors import BakeoffError, unknown
 from bakeoff.interrupts import Interruption
-from bakeoff.spec import RunSpec
+from bakeoff.spec import RunSpec, parse_size
 from bakeoff.trainer import LengthGroupedTrainer, arguments
 
 CHECKPOINTS = "checkpoints"
@@ -106,6 +112,11 @@ def resolve(spec: RunSpec) -> tuple[RunSpec, checkpoints.Base]:
             f"max_length {max_length}, but {spec.model_name_or_path} has positions for {base.max_tokens} "
             "tokens; --extend-positions copies them for longer texts, a smaller --max-length truncates."
         )
+    for tracker in spec.report_to:
+        if tracker not in INTEGRATION_TO_CALLBACK:
+            raise unknown("report_to", tracker, INTEGRATION_TO_CALLBACK)
+        if tracker not in get_available_reporting_integrations():
+            raise BakeoffError(f"report_to {tracker}: it is not installed; pip install {tracker}.")
     rate, epochs = next(line[1:] for line in DEFAULTS if base.hidden_size <= line[0])
     resolved = dataclasses.replace(
         spec,
@@ -163,9 +174,10 @@ def _record(
     interrupted = False
     try:
         fresh = env.reset_peak_memory()
-        model = _model(prepared)
-        record = dataclasses.replace(record, model=_describe(model, prepared))
-        record = _train(prepared, model, folder, record, progress, watch, fresh)
+        with env.memory_limit(parse_size(spec.max_memory, "max_memory") if spec.max_memory else None):
+            model = _model(prepared)
+            record = dataclasses.replace(record, model=_describe(model, prepared))
+            record = _train(prepared, model, folder, record, progress, watch, fresh)
     except KeyboardInterrupt:
         record = dataclasses.replace(record, status="cancelled", error="interrupted; run it again to resume")
         interrupted = True
@@ -215,7 +227,9 @@ def _train(
     spec, task, tokenizer = prepared.spec, prepared.task, prepared.tokenizer
     rows, epochs = len(task.train.labels), spec.num_train_epochs
     assert epochs is not None  # noqa: S101  # resolved
-    state, seconds, transferred = _fine_tune(prepared, model, folder / CHECKPOINTS, progress, watch)
+    if "tensorboard" in spec.report_to:  # by default it would lie among the checkpoints, and go with them
+        os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder / "tensorboard")
+    state, batches, seconds, transferred = _fine_tune(prepared, model, folder / CHECKPOINTS, progress, watch)
 
     clock = time.perf_counter()
     logits = predict.logits(
@@ -246,6 +260,7 @@ def _train(
         status="ok",
         metrics=metrics.compute((*task.metrics, "loss"), task.eval.labels, logits.numpy()),
         train_loss=mean_loss(state),
+        batches=batches,
         transfer=transferred,
         cost=runs.Cost(
             train_seconds=seconds,
@@ -264,16 +279,23 @@ def _train(
 
 def _fine_tune(
     prepared: Prepared, model: PreTrainedModel, folder: Path, progress: bool, watch: Watch | None
-) -> tuple[TrainerState, float, runs.Transfer | None]:
+) -> tuple[TrainerState, dict[str, int], float, runs.Transfer | None]:
     """Train by the recipe, from the last checkpoint in `folder` if there is one.
 
+    Where a step does not fit into memory, it is made of more and smaller batches: the same rows in the same
+    order, and the same mean over them.
+
     Returns:
-        Trainer's state, the seconds of training, those of attention transfer included, and its account.
+        Trainer's state, the batches where they became smaller, the seconds of training, those of attention
+        transfer included, and its account.
     """
     spec, recipe = prepared.spec, recipes.get(prepared.spec.recipe)
     assert spec.num_train_epochs is not None  # noqa: S101  # resolved
-    batches = math.ceil(len(prepared.task.train.labels) / spec.per_device_train_batch_size)
-    steps = math.ceil(spec.num_train_epochs * math.ceil(batches / spec.gradient_accumulation_steps))
+    steps_per_epoch = math.ceil(
+        math.ceil(len(prepared.task.train.labels) / spec.per_device_train_batch_size)
+        / spec.gradient_accumulation_steps
+    )
+    steps = math.ceil(spec.num_train_epochs * steps_per_epoch)
     already = spec.attention.name == "dense" or prepared.base.native
     dense_steps = 0 if already else round(recipe.dense_share * steps)
     meter = _Meter(every=max(1, round(steps / _CURVE_POINTS)))
@@ -283,13 +305,36 @@ def _fine_tune(
         every = spec.eval_steps if spec.eval_steps >= 1 else math.ceil(spec.eval_steps * steps)
         shared.append(_Evaluations(int(every), lambda: _judge(prepared, model), meter, watch))
 
+    size = spec.per_device_train_batch_size
+    batches: dict[str, int] = {}
+
     def train(*callbacks: TrainerCallback) -> TrainerState:
+        nonlocal size, batches
+        while True:
+            try:
+                return attempt(*callbacks)
+            except Exception as error:
+                if size == 1 or not _out_of_memory(error):
+                    raise
+            size = max(divisor for divisor in range(1, size // 2 + 1) if size % divisor == 0)
+            accumulation = spec.gradient_accumulation_steps * spec.per_device_train_batch_size // size
+            batches = {"per_device_train_batch_size": size, "gradient_accumulation_steps": accumulation}
+            sys.stderr.write(f"\nout of memory: going on with {accumulation} batches of {size} a step\n")
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            if _last_checkpoint(folder) is None:
+                model.load_state_dict(_model(prepared).state_dict())
+
+    def attempt(*callbacks: TrainerCallback) -> TrainerState:
+        model.zero_grad(set_to_none=True)
         trainer = LengthGroupedTrainer(
             model,
-            _arguments(spec, folder),
+            _arguments(spec, folder, **batches),
             train_dataset=prepared.train.dataset,
             data_collator=DataCollatorWithPadding(prepared.tokenizer),
             processing_class=prepared.tokenizer,
+            compute_loss_func=_share_of_loss,
             callbacks=[*shared, *callbacks],
             progress=progress,
         )
@@ -311,10 +356,18 @@ def _fine_tune(
             train(_Stop(dense_steps))
     learns = recipe.transfer_steps and any(mechanism.transferable() for mechanism in model.mechanisms())
     if not dense_steps and not learns:
-        return train(), meter.seconds, None
+        return train(), batches, meter.seconds, None
     transferred = _convert(prepared, model, folder, progress)
     state = train(_Converted(model, folder / _CONVERTED, dense_steps))
-    return state, meter.seconds + (transferred.seconds if transferred else 0.0), transferred
+    return state, batches, meter.seconds + (transferred.seconds if transferred else 0.0), transferred
+
+
+def _share_of_loss(outputs: Any, labels: Tensor, num_items_in_batch: Tensor) -> Tensor:
+    """A batch's part in the mean cross entropy of all rows of its step, on whatever machine they are.
+
+    The mean of batches' means would weigh the rows of a smaller batch, an epoch's last one, more.
+    """
+    return F.cross_entropy(outputs.logits.float(), labels, reduction="sum") / num_items_in_batch
 
 
 def _convert(
@@ -353,14 +406,17 @@ def _convert(
         ) from error
 
 
-def _arguments(spec: RunSpec, folder: Path) -> TrainingArguments:
+def _arguments(spec: RunSpec, folder: Path, **batches: int) -> TrainingArguments:
     assert spec.learning_rate is not None  # noqa: S101  # resolved
     assert spec.num_train_epochs is not None  # noqa: S101
     return arguments(
         output_dir=str(folder),
         learning_rate=spec.learning_rate,
-        per_device_train_batch_size=spec.per_device_train_batch_size,
-        gradient_accumulation_steps=spec.gradient_accumulation_steps,
+        **{
+            "per_device_train_batch_size": spec.per_device_train_batch_size,
+            "gradient_accumulation_steps": spec.gradient_accumulation_steps,
+            **batches,
+        },
         num_train_epochs=spec.num_train_epochs,
         weight_decay=spec.weight_decay,
         warmup_steps=spec.warmup_steps,
@@ -370,6 +426,8 @@ def _arguments(spec: RunSpec, folder: Path) -> TrainingArguments:
         bf16=spec.bf16,
         **({"gradient_checkpointing": True} if spec.gradient_checkpointing else {}),
         optim="adamw_torch_fused",
+        report_to=list(spec.report_to) or "none",
+        run_name=folder.parent.name,
         logging_strategy="no",  # the meter decides when
         save_strategy="steps",
         save_steps=spec.save_steps,

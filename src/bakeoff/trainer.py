@@ -26,12 +26,11 @@ class LengthGroupedTrainer(Trainer):
 
 
 def arguments(**given: Any) -> TrainingArguments:
-    """Trainer's arguments with what is the same for every stage: the device, and no reporters of its own."""
+    """Trainer's arguments with what is the same for every stage: the device, and no trackers unless given."""
     return TrainingArguments(
-        **given,
+        **{"report_to": "none", **given},
         use_cpu=not torch.cuda.is_available(),
         dataloader_pin_memory=torch.cuda.is_available(),
-        report_to="none",
         disable_tqdm=True,
     )
 
