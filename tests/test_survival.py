@@ -1,0 +1,94 @@
+"""kill -9 at random moments of a run, a grid and a sweep: nothing is lost, and the end is the same.
+
+`BAKEOFF_KILLS=10 pytest tests/test_survival.py` kills each ten times; by default twice.
+"""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+import tiny
+from bakeoff import runs
+
+KILLS = int(os.environ.get("BAKEOFF_KILLS", "2"))
+TRAINING = {
+    "attention": "linformer:projected_length=6,global_tokens=2",
+    "num_train_epochs": 4,
+    "save_steps": 5,
+}
+
+
+def command(kind, shared, out):
+    """A command line of this kind, its file beside the runs."""
+    spec = tiny.spec(shared, **TRAINING).to_dict()
+    kept = ("train_file", "eval_file", "text_columns", "label_column", "model_name_or_path", *TRAINING)
+    values = {name: spec[name] for name in kept} | {"output_dir": str(out), "learning_rate": 3e-3}
+    if kind == "grid":
+        for split, name in (("train", "train"), ("eval", "validation")):
+            rows = (shared / f"{split}.csv").read_text().splitlines()[1:]
+            named = [line.replace(",neg", ",0").replace(",pos", ",1") for line in rows]
+            (shared / "sst2").mkdir(exist_ok=True)
+            (shared / "sst2" / f"{name}.csv").write_text("\n".join(["sentence,label", *named]))
+        for name in ("train_file", "eval_file", "text_columns", "label_column", "attention"):
+            del values[name]
+        values |= {"tasks": ["sst2"], "attentions": [TRAINING["attention"], "dense"], "data_dir": str(shared)}
+    if kind == "sweep":
+        del values["learning_rate"]
+        values |= {
+            "search": {"learning_rate": [3e-3, 1e-3]},
+            "n_trials": 2,
+            "held_out_samples": 40,
+            "seeds": [1],
+        }
+    file = out.parent / f"{out.name}.yaml"
+    file.write_text(json.dumps(values))
+    return [sys.executable, "-m", "bakeoff", kind, str(file)]
+
+
+def records(out):
+    """Every record by the run's place; reading one that is not whole raises."""
+    found = {path.relative_to(out): record for path, record in runs.find(out)} if out.exists() else {}
+    assert not [error for error in found.values() if isinstance(error, Exception)]
+    return found
+
+
+@pytest.mark.parametrize("kind", ["run", "grid", "sweep"])
+def test_kill_9_at_random_moments_loses_nothing(tmp_path, kind):
+    if kind == "sweep":
+        pytest.importorskip("optuna")
+    rng, shared = random.Random(kind), tmp_path / "shared"
+    shared.mkdir()
+    clock = time.monotonic()
+    subprocess.run(command(kind, shared, tmp_path / "whole"), check=True, capture_output=True)
+    seconds = time.monotonic() - clock
+    wanted = records(tmp_path / "whole")
+    assert wanted
+    line, ended = command(kind, shared, tmp_path / "killed"), {}
+    for _ in range(KILLS):
+        process = subprocess.Popen(
+            line, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        time.sleep(rng.uniform(0.3, 1) * seconds)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        found = records(tmp_path / "killed")
+        assert all(found[place] == record for place, record in ended.items())
+        ended = {place: record for place, record in found.items() if record.status == "ok"}
+    for attempt in range(3):  # a trial that was killed is only made again once it is seen to be dead
+        done = subprocess.run(line, capture_output=True, text=True)
+        assert done.returncode == 0, (attempt, done.stderr)
+        found = {
+            p: r for p, r in records(tmp_path / "killed").items() if kind != "sweep" or "best" in p.parts
+        }
+        if all(record.status == "ok" for record in found.values()):
+            break
+    wanted = {p: r for p, r in wanted.items() if kind != "sweep" or "best" in p.parts}
+    assert [r.metrics for r in found.values()] == [r.metrics for r in wanted.values()]
+    assert [r.train_loss for r in found.values()] == pytest.approx([r.train_loss for r in wanted.values()])
+    assert not [p for p in (tmp_path / "killed").rglob("*") if p.suffix == ".tmp" or p.name == "checkpoints"]
