@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from bakeoff import env
 from bakeoff.errors import BakeoffError
 from bakeoff.spec import AttentionSpec, GridSpec, RunSpec, load_yaml
 
@@ -153,8 +154,9 @@ def run(spec_file: SpecFile = None, *, flags: dict[str, Any]) -> None:
 
     with _interruptible():
         record = train.run(spec)
-    _say(spec, record)
-    out.print(Text(str(Path(spec.output_dir) / record.id)))
+    if env.is_first_process():
+        _say(spec, record)
+        out.print(Text(str(Path(spec.output_dir) / record.id)))
     if record.status != "ok":
         raise typer.Exit(1)
 

@@ -31,9 +31,28 @@ def describe(dtype: str) -> dict[str, Any]:
         "device": torch.cuda.get_device_name() if cuda else f"cpu ({_processor()})",
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "processes": processes(),
         "dtype": dtype,
         **_git(),
     }
+
+
+def processes() -> int:
+    """How many processes train together, as torchrun or accelerate launch says."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_first_process() -> bool:
+    """Whether this is the process that writes and prints."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def wait_for_all() -> None:
+    """Go on when all processes that train together have come here."""
+    if processes() > 1:
+        import torch
+
+        torch.distributed.barrier()
 
 
 def reset_peak_memory() -> bool:

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
-from bakeoff import runs
+from bakeoff import env, runs
 from bakeoff.errors import BakeoffError, BusyError
 from bakeoff.spec import RunSpec
 
@@ -32,6 +32,8 @@ _INTERRUPTED = 130  # as a shell reports SIGINT
 
 def check(specs: Sequence[RunSpec]) -> None:
     """Resolve every spec before the first one trains. Raises `BakeoffError` at the first that cannot run."""
+    if env.processes() > 1:
+        raise BakeoffError("torchrun is for a single run; start a grid plainly, once a GPU if need be.")
     for spec in specs:
         runs.output_folder(spec)
     code, result = _in_child(_resolve, specs)

@@ -10,7 +10,10 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
+import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from bakeoff import env
 
 
 class Interruption(TrainerCallback):
@@ -49,6 +52,10 @@ class Interruption(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Save and stop, if someone wishes so."""
+        """Save and stop, if someone wishes so: with several processes, whichever of them was told."""
+        if env.processes() > 1:
+            asked = torch.tensor(float(self.asked), device=args.device)
+            torch.distributed.all_reduce(asked)
+            self.asked = bool(asked)
         if self.asked:
             control.should_log = control.should_save = control.should_training_stop = True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from tqdm.auto import tqdm
 
-from bakeoff import runs
+from bakeoff import env, runs
 from bakeoff.checkpoints import load_config, load_tokenizer, load_weights
 from bakeoff.encoder import NAME, BakeoffForSequenceClassification
 from bakeoff.errors import BakeoffError
@@ -35,19 +36,24 @@ def logits(
     """(rows, classes) fp32 logits in the dataset's order.
 
     Rows are batched by length, which pads the least; by the mechanisms' contract a row's logits do not
-    depend on its batch.
+    depend on its batch. Processes that run together share the batches, and all get all logits.
     """
     model.eval()
     columns = [c for c in ("input_ids", "token_type_ids") if c in dataset.column_names]
     lengths = dataset["length"][:]
     order = sorted(range(len(dataset)), key=lambda row: -lengths[row])
-    out = torch.empty(len(dataset), model.config.num_labels)
+    out = torch.zeros(len(dataset), model.config.num_labels)
     rows = dataset.select_columns(columns)
-    for start in tqdm(range(0, len(order), batch_size), desc="evaluate", disable=not progress, leave=False):
+    first, step = int(os.environ.get("RANK", "0")) * batch_size, env.processes() * batch_size
+    for start in tqdm(range(first, len(order), step), desc="evaluate", disable=not progress, leave=False):
         chosen = order[start : start + batch_size]
         batch = tokenizer.pad(rows[chosen], return_tensors="pt").to(model.device)
         with torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=bf16):
             out[chosen] = model(**batch).logits.float().cpu()
+    if env.processes() > 1:
+        shared = out.to(model.device)
+        torch.distributed.all_reduce(shared)  # each row is zero but with one process
+        out = shared.cpu()
     return out
 
 

@@ -147,7 +147,7 @@ def run(spec: RunSpec, *, progress: bool = True, watch: Watch | None = None) -> 
     prepared = prepare(spec)
     folder = runs.output_folder(spec) / spec.run_id()
     folder.mkdir(exist_ok=True)
-    with runs.lock(folder):
+    with runs.lock(folder) if env.is_first_process() else contextlib.nullcontext():
         return runs.finished(spec) or _record(spec, prepared, folder, started, clock, progress, watch)
 
 
@@ -183,7 +183,7 @@ def _record(
         interrupted = True
     except _Stopped as stop:
         record = dataclasses.replace(record, status="stopped", error=str(stop), history=stop.history)
-        shutil.rmtree(folder / CHECKPOINTS)
+        shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
     except BakeoffError:  # an encoder whose weights are bad input
         raise
     except Exception as error:  # whatever else went wrong belongs into the record
@@ -193,8 +193,9 @@ def _record(
             error=f"{type(error).__name__}: {' '.join(str(error).split())}",
         )
     record = dataclasses.replace(record, seconds=time.perf_counter() - clock)
-    runs.save(folder, record)
-    if record.status == "ok":
+    if env.is_first_process():
+        runs.save(folder, record)
+    if record.status == "ok" and env.is_first_process():
         shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
     if interrupted:
         raise KeyboardInterrupt
@@ -243,14 +244,15 @@ def _train(
     eval_seconds = time.perf_counter() - clock
     memory, how = env.peak_memory(fresh_memory)
 
-    runs.Predictions(
-        ids=task.eval.ids,
-        labels=task.eval.labels,
-        logits=logits.tolist(),
-        tokens=prepared.eval.lengths,
-        texts=[" ⏎ ".join(texts)[:_PREVIEW] for texts in task.eval.texts],
-    ).save(folder)
-    if spec.save_model:
+    if env.is_first_process():
+        runs.Predictions(
+            ids=task.eval.ids,
+            labels=task.eval.labels,
+            logits=logits.tolist(),
+            tokens=prepared.eval.lengths,
+            texts=[" ⏎ ".join(texts)[:_PREVIEW] for texts in task.eval.texts],
+        ).save(folder)
+    if spec.save_model and env.is_first_process():
         tokenizer.model_max_length = spec.max_length
         _save_model(model, tokenizer, folder / runs.MODEL)
     train_tokens, eval_tokens = (sum(part.dataset["length"]) for part in (prepared.train, prepared.eval))
@@ -292,7 +294,7 @@ def _fine_tune(
     spec, recipe = prepared.spec, recipes.get(prepared.spec.recipe)
     assert spec.num_train_epochs is not None  # noqa: S101  # resolved
     steps_per_epoch = math.ceil(
-        math.ceil(len(prepared.task.train.labels) / spec.per_device_train_batch_size)
+        math.ceil(len(prepared.task.train.labels) / (spec.per_device_train_batch_size * env.processes()))
         / spec.gradient_accumulation_steps
     )
     steps = math.ceil(spec.num_train_epochs * steps_per_epoch)
@@ -314,7 +316,8 @@ def _fine_tune(
             try:
                 return attempt(*callbacks)
             except Exception as error:
-                if size == 1 or not _out_of_memory(error):
+                # Several processes would have to agree on it.
+                if size == 1 or env.processes() > 1 or not _out_of_memory(error):
                     raise
             size = max(divisor for divisor in range(1, size // 2 + 1) if size % divisor == 0)
             accumulation = spec.gradient_accumulation_steps * spec.per_device_train_batch_size // size
@@ -342,6 +345,7 @@ def _fine_tune(
         try:
             with interruption.listening():
                 trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+                env.wait_for_all()  # the first one may be writing a checkpoint still
         except Exception as error:
             if checkpoint is None or meter.stepped or _out_of_memory(error):
                 raise
@@ -389,13 +393,9 @@ def _convert(
             bf16=prepared.spec.bf16,
             progress=progress,
         )
-        temporary = converted.with_suffix(".tmp")
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        save_model(model, str(temporary / _WEIGHTS))
-        if made is not None:
-            runs.write_json(temporary / _ACCOUNT, dataclasses.asdict(made))
-        temporary.rename(converted)
+        if env.is_first_process():
+            _save_converted(model, made, converted)
+        env.wait_for_all()
     account = converted / _ACCOUNT
     try:
         return runs.Transfer.from_dict(json.loads(account.read_text())) if account.exists() else None
@@ -433,6 +433,16 @@ def _arguments(spec: RunSpec, folder: Path, **batches: int) -> TrainingArguments
         save_steps=spec.save_steps,
         save_total_limit=1,
     )
+
+
+def _save_converted(model: PreTrainedModel, made: runs.Transfer | None, folder: Path) -> None:
+    temporary = folder.with_suffix(".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    save_model(model, str(temporary / _WEIGHTS))
+    if made is not None:
+        runs.write_json(temporary / _ACCOUNT, dataclasses.asdict(made))
+    temporary.rename(folder)
 
 
 class _Meter(TrainerCallback, ExportableState):

@@ -8,6 +8,7 @@ import torch
 from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
+from bakeoff import env
 from bakeoff.batching import LengthGroupedSampler
 
 
@@ -17,7 +18,7 @@ class LengthGroupedTrainer(Trainer):
     def __init__(self, model: Any, args: TrainingArguments, *, progress: bool, **kwargs: Any) -> None:
         super().__init__(model, args, **kwargs)
         self.remove_callback(PrinterCallback)  # which prints a mapping at every point of the curve
-        if progress:
+        if progress and self.is_world_process_zero():
             self.add_callback(_Progress)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> LengthGroupedSampler:
@@ -32,6 +33,7 @@ def arguments(**given: Any) -> TrainingArguments:
         use_cpu=not torch.cuda.is_available(),
         dataloader_pin_memory=torch.cuda.is_available(),
         disable_tqdm=True,
+        **({"ddp_backend": "gloo"} if env.processes() > 1 and not torch.cuda.is_available() else {}),
     )
 
 

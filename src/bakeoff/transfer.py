@@ -30,7 +30,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from bakeoff import runs
+from bakeoff import env, runs
 from bakeoff.attention import Attention
 from bakeoff.attention.base import row_attention
 from bakeoff.attention.dense import Dense
@@ -90,7 +90,14 @@ class _Stage(nn.Module):
         with torch.no_grad():
             types = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
             self.model.model.base_model(input_ids=input_ids, attention_mask=attention_mask, **types)
-        return {"loss": torch.stack([layer.squared_error / layer.squared_size for layer in layers]).mean()}
+        errors, sizes = (
+            torch.stack([getattr(layer, name) for layer in layers])
+            for name in ("squared_error", "squared_size")
+        )
+        if env.processes() > 1:  # which take the mean of their losses
+            torch.distributed.all_reduce(sizes)
+            errors = errors * env.processes()
+        return {"loss": (errors / sizes).mean()}
 
 
 @contextlib.contextmanager
@@ -163,14 +170,15 @@ def fit(
     if not len(dataset):
         return None
     mean_length = sum(dataset["length"]) / len(dataset)
-    rows = max(1, round(recipe.transfer_tokens / mean_length))
+    rows_a_process = max(1, round(recipe.transfer_tokens / mean_length / env.processes()))
+    rows = rows_a_process * env.processes()
     steps = min(recipe.transfer_steps, math.ceil(len(dataset) / rows))
     parameters = [parameter for mechanism in learning for parameter in mechanism.transferable()]
     trainer = LengthGroupedTrainer(
         _Stage(model),
         arguments(
             output_dir=str(folder),
-            per_device_train_batch_size=rows,
+            per_device_train_batch_size=rows_a_process,
             max_steps=steps,
             learning_rate=recipe.transfer_learning_rate,
             warmup_steps=min(10, steps // 10),
