@@ -258,6 +258,16 @@ def test_rows_are_told_apart_by_what_differs_and_by_nothing_else(tmp_path):
     }
 
 
+def test_a_field_younger_than_a_record_tells_no_rows_apart(tmp_path):
+    write_run(tmp_path, "dense", range(40))
+    write_run(tmp_path, "longformer", range(41))
+    for number, path in enumerate(sorted(tmp_path.glob("*/run.json"))):
+        record = json.loads(path.read_text())
+        record["spec"] |= {"eval_steps": None} if number else {}
+        path.write_text(json.dumps(record))
+    assert {row.label for row in group_of(tmp_path).rows} == {"dense", "longformer"}
+
+
 def test_other_training_rows_make_another_row_and_a_note(tmp_path):
     write_run(tmp_path, "dense", range(40))
     write_run(tmp_path, "dense", range(41), fingerprint="e" * 64, folder="again")

@@ -42,7 +42,10 @@ def _settings(run: Run) -> dict[tuple[str, str], str]:
     The seed does not. Keys are ("attention", option) and ("run", field), which sort in that order.
     """
     spec = run.record.spec
-    fields = {k: v for k, v in spec.items() if k not in {*NOT_IDENTITY, "seed", "attention"}}
+    # A field that is null says as much as one that an older record does not know.
+    fields = {
+        k: v for k, v in spec.items() if v is not None and k not in {*NOT_IDENTITY, "seed", "attention"}
+    }
     values = {("run", k): v for k, v in {"data": run.data.fingerprint[:8], **fields}.items()}
     return {
         key: json.dumps(v)
