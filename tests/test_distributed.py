@@ -11,7 +11,6 @@ import pytest
 
 import tiny
 from bakeoff import runs, train
-from bakeoff.spec import RunSpec
 
 
 @pytest.fixture(scope="module")
@@ -58,17 +57,42 @@ def test_two_processes_equal_one_with_the_same_rows_a_step(shared, tmp_path, rec
 
 
 def test_two_processes_stop_together_and_resume(shared, tmp_path):
-    spec = tiny.spec(
-        shared, num_train_epochs=300, per_device_train_batch_size=8, save_steps=20, output_dir=str(tmp_path)
-    )
+    """In the middle of a pass; what follows is as if nothing had been."""
+    fields = {"num_train_epochs": 60, "save_steps": 500}
+    wanted = train.run(tiny.spec(shared, **fields, per_device_train_batch_size=16), progress=False)
+    assert wanted.status == "ok", wanted.error
+    spec = tiny.spec(shared, **fields, per_device_train_batch_size=8, output_dir=str(tmp_path))
     process = torchrun(spec, tmp_path)
     deadline = time.monotonic() + 120
-    while not list(tmp_path.glob("*/checkpoints/checkpoint-*/trainer_state.json")):
+    while not list(tmp_path.glob("*/checkpoints/checkpoint-500/trainer_state.json")):
         assert time.monotonic() < deadline
-        time.sleep(0.1)
+        time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
     process.communicate()
     [(folder, record)] = runs.find(tmp_path)
     assert record.status == "cancelled"
-    assert train._last_checkpoint(folder / train.CHECKPOINTS) is not None
-    assert RunSpec.from_dict(record.spec).seed == spec.seed
+    assert 500 < train._step(train._last_checkpoint(folder / train.CHECKPOINTS)) < 960
+    process = torchrun(spec, tmp_path)
+    _, err = process.communicate()
+    assert process.returncode == 0, err
+    record = runs.load(folder)
+    assert record.status == "ok", record.error
+    losses = [{line["step"]: line["loss"] for line in r.history} for r in (record, wanted)]
+    later = [step for step in losses[1] if step > 600 and step in losses[0]]
+    assert len(later) > 10
+    assert [losses[0][s] for s in later] == pytest.approx([losses[1][s] for s in later], rel=0.05, abs=0.01)
+
+
+def test_the_order_of_a_pass_survives_a_resumed_loader(shared):
+    """The wrappers of a resumed loader of several processes pass no epoch on; a callback does."""
+    prepared = train.prepare(tiny.spec(shared))
+    trainer = train.LengthGroupedTrainer(
+        train._model(prepared),
+        train._arguments(prepared.spec, shared / "none"),
+        train_dataset=prepared.train.dataset,
+        progress=False,
+    )
+    sampler = trainer._get_train_sampler()
+    trainer.state.epoch = 3.0
+    trainer.callback_handler.on_epoch_begin(trainer.args, trainer.state, trainer.control)
+    assert sampler.epoch == 3

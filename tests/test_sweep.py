@@ -158,6 +158,9 @@ def test_the_file_is_checked_before_the_first_trial(shared, tmp_path):
         ({"search": {"learning_rate": {"low": 0, "high": 1e-4, "log": True}}}, "above 0"),
         ({"search": {"learning_rate": {"low": -1.0, "high": 1e-4}}}, "learning_rate must be above 0"),
         ({"search": {"seed": [1, 2]}}, "'seed' cannot be searched"),
+        ({"search": {"attention": ["dense", "performer"]}}, "'attention' cannot be searched"),
+        ({"search": {"held_out_samples": [10, 20]}}, "'held_out_samples' cannot be searched"),
+        ({"seeds": 3}, "seeds are whole numbers"),
         ({"n_trials": 0}, "n_trials is a whole number from 1 up"),
         ({"held_out_samples": True}, "held_out_samples is a whole number"),
         ({"seeds": []}, "seeds are whole numbers"),
@@ -171,3 +174,36 @@ def test_the_file_is_checked_before_the_first_trial(shared, tmp_path):
         with pytest.raises(BakeoffError, match=r"not a database for the sweep .*--storage"):
             list(sweep.run(spec, storage=url, progress=False))
     assert not list(Path(tmp_path / "sweep").glob("*/*/run.json"))
+
+
+def test_what_no_trial_could_run_with_is_said_before_there_is_one(shared, tmp_path):
+    for changes, said in [
+        ({"held_out_samples": 256}, "held_out_samples 256, but there are 256 training rows"),
+        ({"search": {"attention.projected_lenth": [4, 8]}}, "Did you mean 'projected_length'"),
+        ({"model_name_or_path": str(shared / "nowhere")}, "nowhere"),
+    ]:
+        spec = SweepSpec.from_dict(values(shared, tmp_path / "sweep", **changes))
+        with pytest.raises(BakeoffError, match=said):
+            list(sweep.run(spec, progress=False))
+    assert not (tmp_path / "sweep" / sweep.DATABASE).exists()
+
+
+def test_a_study_is_not_gone_on_with_for_another_sweep(shared, tmp_path, monkeypatch):
+    record = runs.RunRecord(
+        id="x", status="ok", digest="", spec={}, started="", seconds=0.0, environment={},
+        metrics={"accuracy": runs.Metric(0.9)},
+    )  # fmt: skip
+    monkeypatch.setattr(grid, "run", lambda specs, **kwargs: [(spec, record) for spec in specs])
+    first = values(shared, tmp_path / "sweep", n_trials=1)
+    list(sweep.run(SweepSpec.from_dict(first), progress=False))
+    list(sweep.run(SweepSpec.from_dict(first | {"n_trials": 2, "seeds": [7]}), progress=False))
+    assert len(study_of(tmp_path / "sweep").trials) == 2
+    for changes in (
+        {"num_train_epochs": 2},
+        {"held_out_samples": 50},
+        {"search": {"warmup_steps": [0.0, 0.1]}},
+    ):
+        with pytest.raises(
+            BakeoffError, match="holds another sweep named sweep; choose another --output-dir"
+        ):
+            list(sweep.run(SweepSpec.from_dict(first | changes), progress=False))

@@ -540,3 +540,27 @@ def test_trackers_are_off_by_default_and_those_asked_for_are_told(shared, tmp_pa
         train.resolve(tiny.spec(shared, report_to=["tensorbord"]))
     with pytest.raises(BakeoffError, match="report_to comet_ml: it is not installed"):
         train.resolve(tiny.spec(shared, report_to=["comet_ml"]))
+
+
+def test_memory_that_an_evaluation_lacks_is_not_taken_for_a_step_s(shared, tmp_path, monkeypatch):
+    def fail(*args):
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(train, "_judge", fail)
+    spec = tiny.spec(shared, num_train_epochs=1, eval_steps=4, output_dir=str(tmp_path))
+    record = train.run(spec, progress=False)
+    assert (record.status, record.error) == ("oom", "MemoryError: no room")
+    assert record.batches == {}
+
+
+def test_sigterm_beside_training_is_recorded(shared, tmp_path, monkeypatch):
+    def terminate(*args, **kwargs):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.05)
+
+    monkeypatch.setattr(train.predict, "logits", terminate)
+    spec = tiny.spec(shared, num_train_epochs=1, output_dir=str(tmp_path))
+    with pytest.raises(KeyboardInterrupt):
+        train.run(spec, progress=False)
+    assert runs.load(tmp_path / spec.run_id()).status == "cancelled"
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL

@@ -45,6 +45,13 @@ def check(specs: Sequence[RunSpec]) -> None:
         )
 
 
+def prepare(spec: RunSpec) -> None:
+    """Resolve a run and read its data, in a process of its own. Raises `BakeoffError` where that fails."""
+    check([spec])
+    if isinstance(result := _in_child(_prepare, spec)[1], BakeoffError):
+        raise result
+
+
 def run(
     specs: Iterable[RunSpec], *, progress: bool = True, watch: Watch | None = None
 ) -> Iterator[tuple[RunSpec, runs.RunRecord]]:
@@ -113,6 +120,12 @@ def _resolve(specs: Sequence[RunSpec]) -> None:
         train.resolve(spec)
         if spec.task is not None:
             tasks.get(spec.task)
+
+
+def _prepare(spec: RunSpec) -> None:
+    from bakeoff import train
+
+    train.prepare(spec)
 
 
 def _train(spec: RunSpec, progress: bool, ask: Watch | None = None) -> runs.RunRecord:

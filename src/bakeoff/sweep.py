@@ -12,15 +12,18 @@ Optuna (Akiba et al., 2019, https://arxiv.org/abs/1907.10902) chooses, by the tr
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from filelock import FileLock
+
 from bakeoff import grid, runs
 from bakeoff.errors import BakeoffError
-from bakeoff.spec import AttentionSpec, RunSpec
+from bakeoff.spec import NOT_IDENTITY, AttentionSpec, RunSpec
 
 if TYPE_CHECKING:
     import optuna
@@ -29,6 +32,8 @@ TRIALS, BEST, REPORT, DATABASE = "trials", "best", "sweep.html", "sweep.db"  # b
 _HEARTBEAT = 30  # seconds; a worker that misses two is taken for dead, and its trial is made again
 _FAILED = "failed"  # a trial's attribute: why its run did not end well
 _ATTENTION = "attention."
+_IDENTITY = "searched"  # a study's attribute: what its trials have in common
+_NOT_SEARCHED = {"attention", "held_out_samples", "eval_steps", "seed", *NOT_IDENTITY}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,10 +81,11 @@ class SweepSpec:
         for name in ("n_trials", "held_out_samples", "evaluations"):
             if name in own and (type(own[name]) is not int or own[name] < 1):
                 raise BakeoffError(f"{where}: {name} is a whole number from 1 up, not {own[name]!r}.")
-        own["seeds"] = tuple(own.get("seeds", cls.seeds))
+        seeds = own.get("seeds", cls.seeds)
+        own["seeds"] = tuple(seeds) if isinstance(seeds, list | tuple) else ()
         if not own["seeds"] or not all(type(seed) is int for seed in (*own["seeds"], own.get("seed", 0))):
             raise BakeoffError(f"{where}: seeds are whole numbers, and there is one at least.")
-        if taken := {"seed", "output_dir", "save_model", "eval_steps"} & search.keys():
+        if taken := _NOT_SEARCHED & search.keys():
             raise BakeoffError(f"{where}: {min(taken)!r} cannot be searched.")
         sweep = cls(base=base, search={k: _space(k, v, where) for k, v in search.items()}, **own)
         for end in ("low", "high"):  # what can be checked before the first trial
@@ -89,7 +95,13 @@ class SweepSpec:
     @property
     def folder(self) -> Path:
         """Where everything of the sweep lies."""
-        return Path(self.base.get("output_dir", RunSpec.__dataclass_fields__["output_dir"].default))
+        return Path(self.base.get("output_dir") or "runs")
+
+    def identity(self) -> str:
+        """What trials of one study have in common."""
+        shared = {k: v for k, v in dataclasses.asdict(self).items() if k not in ("n_trials", "seeds", "seed")}
+        shared["base"] = {k: str(v) for k, v in self.base.items() if k not in NOT_IDENTITY}
+        return json.dumps(shared, sort_keys=True)
 
     def trial(self, chosen: Mapping[str, Any], where: str = "sweep") -> RunSpec:
         """The run of a trial."""
@@ -157,16 +169,18 @@ def run(
         BakeoffError: Optuna is not installed, the database cannot be had, or no trial ended well.
         KeyboardInterrupt: the sweep can be started again, and goes on.
     """
+    grid.prepare(sweep.trial({name: _end(space, "low") for name, space in sweep.search.items()}))
     study = _study(sweep, storage)
-    while _ended(study) < sweep.n_trials:
+    while len(_ended(study)) < sweep.n_trials:
         study.optimize(
             lambda trial: _judged(sweep, study, trial, progress, say), n_trials=1, catch=(_Failed,)
         )
-    if not (done := _complete(study)):
+    if not (done := [trial for trial in _ended(study)[: sweep.n_trials] if trial.state.name == "COMPLETE"]):
         why = {trial.user_attrs.get(_FAILED, "") for trial in study.get_trials(deepcopy=False)}
         raise BakeoffError(f"no trial of the sweep ended well: {'; '.join(sorted(why))}.")
-    yield from grid.run(sweep.best(study.best_params), progress=progress)
-    _write_report(study, sweep.folder / REPORT, len(done))
+    best = max(done, key=lambda trial: trial.value or 0.0)
+    yield from grid.run(sweep.best(best.params), progress=progress)
+    _write_report(study, sweep.folder / REPORT)
 
 
 class _Failed(Exception):  # noqa: N818  # Optuna's word for it
@@ -185,20 +199,27 @@ def _study(sweep: SweepSpec, storage: str | None) -> optuna.Study:
     folder = runs.output_folder(sweep.trial({k: _end(v, "low") for k, v in sweep.search.items()})).parent
     url = storage or f"sqlite:///{folder / DATABASE}"
     try:
-        return optuna.create_study(
-            study_name=folder.name,
-            storage=optuna.storages.RDBStorage(
-                url,
-                heartbeat_interval=_HEARTBEAT,
-                heartbeat_stale_trial_callback=optuna.storages.RetryHeartbeatStaleTrialCallback(),
-            ),
-            pruner=optuna.pruners.MedianPruner(),
-            direction="maximize",
-            load_if_exists=True,
-        )
-    except (SQLAlchemyError, ImportError, ValueError) as error:
+        with FileLock(folder / ".study.lock"):  # two workers would make the tables twice
+            study = optuna.create_study(
+                study_name=folder.name,
+                storage=optuna.storages.RDBStorage(
+                    url,
+                    heartbeat_interval=_HEARTBEAT,
+                    heartbeat_stale_trial_callback=optuna.storages.RetryHeartbeatStaleTrialCallback(),
+                ),
+                pruner=optuna.pruners.MedianPruner(),
+                direction="maximize",
+                load_if_exists=True,
+            )
+            searched = study.user_attrs.get(_IDENTITY)
+            if searched is None:
+                study.set_user_attr(_IDENTITY, sweep.identity())
+    except (SQLAlchemyError, optuna.exceptions.StorageInternalError, ImportError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise BakeoffError(f"{url}: not a database for the sweep ({reason}); check --storage.") from None
+    if searched not in (None, sweep.identity()):
+        raise BakeoffError(f"{url} holds another sweep named {folder.name}; choose another --output-dir.")
+    return study
 
 
 def _judged(
@@ -211,7 +232,7 @@ def _judged(
     import optuna
 
     # By the trial's number, or workers that start together would all try the same.
-    study.sampler = optuna.samplers.TPESampler(seed=sweep.seed * 1_000_003 + trial.number)
+    study.sampler = optuna.samplers.TPESampler(seed=(sweep.seed * 1_000_003 + trial.number) % 2**32)
     spec = sweep.trial({name: _suggest(trial, name, space) for name, space in sweep.search.items()})
 
     def watch(evaluation: int, figures: Mapping[str, float]) -> bool:
@@ -240,23 +261,26 @@ def _suggest(trial: optuna.Trial, name: str, space: Range | tuple[Any, ...]) -> 
     return trial.suggest_float(name, space.low, space.high, log=space.log)
 
 
-def _complete(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
-    return [trial for trial in study.get_trials(deepcopy=False) if trial.state.name == "COMPLETE"]
+def _ended(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
+    """Trials that count, in the order in which they ended, so that all workers agree which are the first.
 
-
-def _ended(study: optuna.Study) -> int:
-    """Trials that count: not those of a worker that died or was interrupted, which are made again."""
-    return sum(
-        trial.state.name in ("COMPLETE", "PRUNED") or _FAILED in trial.user_attrs
+    Not those of a worker that died or was interrupted, which are made again.
+    """
+    ended = [
+        trial
         for trial in study.get_trials(deepcopy=False)
-    )
+        if trial.datetime_complete is not None
+        and (trial.state.name in ("COMPLETE", "PRUNED") or _FAILED in trial.user_attrs)
+    ]
+    return sorted(ended, key=lambda trial: (trial.datetime_complete, trial.number))
 
 
-def _write_report(study: optuna.Study, path: Path, complete: int) -> None:
+def _write_report(study: optuna.Study, path: Path) -> None:
     """The search as one page: its course, what mattered, and each field against the outcome."""
     from optuna import visualization
 
     plots = [visualization.plot_optimization_history(study), visualization.plot_slice(study)]
+    complete = sum(trial.state.name == "COMPLETE" for trial in study.get_trials(deepcopy=False))
     if complete > 1 and len(study.best_params) > 1:
         plots.insert(1, visualization.plot_param_importances(study))
     parts = [plot.to_html(full_html=False, include_plotlyjs=index == 0) for index, plot in enumerate(plots)]

@@ -34,11 +34,10 @@ from transformers import (
 from transformers.integrations import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 from transformers.trainer_callback import ExportableState
 
-from bakeoff import checkpoints, encode, env, metrics, predict, recipes, runs, tasks, transfer
+from bakeoff import checkpoints, encode, env, interrupts, metrics, predict, recipes, runs, tasks, transfer
 from bakeoff.attention import Attention
 from bakeoff.attention.longformer import Window
 from bakeoff.errors import BakeoffError, unknown
-from bakeoff.interrupts import Interruption
 from bakeoff.spec import RunSpec, parse_size
 from bakeoff.trainer import LengthGroupedTrainer, arguments
 
@@ -147,7 +146,7 @@ def run(spec: RunSpec, *, progress: bool = True, watch: Watch | None = None) -> 
     prepared = prepare(spec)
     folder = runs.output_folder(spec) / spec.run_id()
     folder.mkdir(exist_ok=True)
-    with runs.lock(folder) if env.is_first_process() else contextlib.nullcontext():
+    with interrupts.terminable(), runs.lock(folder) if env.is_first_process() else contextlib.nullcontext():
         return runs.finished(spec) or _record(spec, prepared, folder, started, clock, progress, watch)
 
 
@@ -301,7 +300,8 @@ def _fine_tune(
     already = spec.attention.name == "dense" or prepared.base.native
     dense_steps = 0 if already else round(recipe.dense_share * steps)
     meter = _Meter(every=max(1, round(steps / _CURVE_POINTS)))
-    interruption = Interruption()
+    _arguments(spec, folder)  # makes processes that train together know each other
+    interruption = interrupts.Interruption()
     shared: list[TrainerCallback] = [meter, interruption]
     if spec.eval_steps is not None:
         every = spec.eval_steps if spec.eval_steps >= 1 else math.ceil(spec.eval_steps * steps)
@@ -317,7 +317,7 @@ def _fine_tune(
                 return attempt(*callbacks)
             except Exception as error:
                 # Several processes would have to agree on it.
-                if size == 1 or env.processes() > 1 or not _out_of_memory(error):
+                if size == 1 or env.processes() > 1 or meter.is_paused or not _out_of_memory(error):
                     raise
             size = max(divisor for divisor in range(1, size // 2 + 1) if size % divisor == 0)
             accumulation = spec.gradient_accumulation_steps * spec.per_device_train_batch_size // size
@@ -379,7 +379,9 @@ def _convert(
 ) -> runs.Transfer | None:
     """Let the mechanisms start from the model as it is, and fit them; what came of it stays on disk."""
     converted, checkpoint = folder / _CONVERTED, _last_checkpoint(folder)
-    if not converted.exists():
+    done = converted.exists()
+    env.wait_for_all()  # or one process would look when another has written it
+    if not done:
         if checkpoint is not None:
             load_model(model, checkpoint / _WEIGHTS)
             checkpoints.start_from_weights(model)
@@ -453,7 +455,7 @@ class _Meter(TrainerCallback, ExportableState):
 
     def __init__(self, every: int, seconds: float = 0.0) -> None:
         self.every, self.seconds = every, seconds
-        self.stepped = False
+        self.stepped = self.is_paused = False
         self._clock: float | None = None  # of the last count, while training runs
 
     def state(self) -> dict[str, Any]:
@@ -470,9 +472,9 @@ class _Meter(TrainerCallback, ExportableState):
     def paused(self) -> Iterator[None]:
         """Time that is not training's."""
         self._count()
-        self._clock = None
+        self._clock, self.is_paused = None, True
         yield
-        self._clock = time.perf_counter()
+        self._clock, self.is_paused = time.perf_counter(), False
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
