@@ -67,7 +67,7 @@ def test_every_mechanism_has_a_reference():
 
 
 @pytest.mark.parametrize("is_padded", [False, True])
-@pytest.mark.parametrize("N", [1, 2, 7, 31, 77, 127])
+@pytest.mark.parametrize("N", [1, 2, 7, 31, 67, 77, 127])  # 67: linformer's segments are all alike
 @pytest.mark.parametrize("name", MECHANISMS)
 def test_equals_reference_forward_and_every_gradient(name, N, is_padded):
     length = torch.tensor([N, max(1, N // 3), 0]) if is_padded else None
