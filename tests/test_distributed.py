@@ -10,7 +10,7 @@ import time
 import pytest
 
 import tiny
-from bakeoff import runs, train
+from bakeoff import fine_tuning, preparation, runs, train, trainer
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,7 @@ def test_two_processes_stop_together_and_resume(shared, tmp_path):
     process.communicate()
     [(folder, record)] = runs.find(tmp_path)
     assert record.status == "cancelled"
-    assert 100 < train._step(train._last_checkpoint(folder / train.CHECKPOINTS)) < 320
+    assert 100 < fine_tuning._step(fine_tuning.last_checkpoint(folder / train.CHECKPOINTS)) < 320
     process = torchrun(spec, tmp_path)
     _, err = process.communicate()
     assert process.returncode == 0, err
@@ -85,14 +85,14 @@ def test_two_processes_stop_together_and_resume(shared, tmp_path):
 
 def test_the_order_of_a_pass_survives_a_resumed_loader(shared):
     """The wrappers of a resumed loader of several processes pass no epoch on; a callback does."""
-    prepared = train.prepare(tiny.spec(shared))
-    trainer = train.LengthGroupedTrainer(
-        train._model(prepared),
-        train._arguments(prepared.spec, shared / "none"),
+    prepared = preparation.prepare(tiny.spec(shared))
+    ours = trainer.LengthGroupedTrainer(
+        prepared.load_model(),
+        fine_tuning._arguments(prepared.spec, shared / "none"),
         train_dataset=prepared.train.dataset,
         progress=False,
     )
-    sampler = trainer._get_train_sampler()
-    trainer.state.epoch = 3.0
-    trainer.callback_handler.on_epoch_begin(trainer.args, trainer.state, trainer.control)
+    sampler = ours._get_train_sampler()
+    ours.state.epoch = 3.0
+    ours.callback_handler.on_epoch_begin(ours.args, ours.state, ours.control)
     assert sampler.epoch == 3

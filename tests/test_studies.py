@@ -7,7 +7,7 @@ import pytest
 from transformers import BigBirdForPreTraining, LongformerForMaskedLM
 
 import tiny
-from bakeoff import checkpoints, train
+from bakeoff import checkpoints, preparation, train
 from bakeoff.attention import ATTENTIONS
 from bakeoff.spec import GridSpec, RunSpec, load_yaml
 from bakeoff.sweep import SweepSpec, _end
@@ -24,7 +24,7 @@ LAYOUTS = {
 def test_the_sweep_is_valid():
     path = STUDIES / "sweep.yaml"
     sweep = SweepSpec.from_dict(load_yaml(path), str(path))
-    train.resolve(sweep.best({name: _end(space, "high") for name, space in sweep.search.items()})[0])
+    preparation.resolve(sweep.best({name: _end(space, "high") for name, space in sweep.search.items()})[0])
     assert f"bakeoff sweep studies/{path.name}" in path.read_text()
 
 
@@ -36,7 +36,7 @@ def test_grids_are_valid(path):
     if not path.stem.startswith("ablation"):
         assert {cell.attention.name for cell in cells} == ATTENTIONS.keys()
     for cell in cells:
-        train.resolve(cell)
+        preparation.resolve(cell)
     assert f"bakeoff grid studies/{path.name}" in path.read_text() or path.stem == "demo"
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import tiny
-from bakeoff import env, grid, metrics, predict, runs, train
+from bakeoff import callbacks, env, fine_tuning, grid, metrics, predict, preparation, runs, train, trainer
 from bakeoff.attention import ATTENTIONS
 from bakeoff.errors import BakeoffError
 from bakeoff.spec import RunSpec, parse_size
@@ -102,7 +102,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(shared, tmp_path, monkeypa
     # Dropout makes the state of the random generators matter.
     wanted = train.run(dataclasses.replace(spec, attention_dropout=0.1), progress=False)
     spec = dataclasses.replace(spec, attention_dropout=0.1, output_dir=str(tmp_path))
-    on_step_end = train._Meter.on_step_end
+    on_step_end = callbacks.Meter.on_step_end
     steps = []
 
     def interrupt(self, args, state, control, **kwargs):
@@ -111,7 +111,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(shared, tmp_path, monkeypa
         if state.global_step == at and steps.count(at) == 1:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(train._Meter, "on_step_end", interrupt)
+    monkeypatch.setattr(callbacks.Meter, "on_step_end", interrupt)
     with pytest.raises(KeyboardInterrupt):
         train.run(spec, progress=False)
     folder = tmp_path / spec.run_id()
@@ -175,18 +175,18 @@ def test_changed_data_is_another_run(done, tmp_path):
 
 def test_defaults_follow_the_encoder_s_size(shared):
     spec = tiny.spec(shared, learning_rate=None, num_train_epochs=None)
-    small, _ = train.resolve(spec)
+    small, _ = preparation.resolve(spec)
     assert (small.learning_rate, small.num_train_epochs, small.max_length) == (1e-4, 3.0, 512)
     wide = tiny.encoder(shared / "wide", hidden_size=768, intermediate_size=8, num_attention_heads=8)
-    base, _ = train.resolve(dataclasses.replace(spec, model_name_or_path=str(wide)))
+    base, _ = preparation.resolve(dataclasses.replace(spec, model_name_or_path=str(wide)))
     assert (base.learning_rate, base.num_train_epochs) == (2e-5, 3.0)
 
 
 def test_longer_than_the_positions(shared):
     spec = tiny.spec(shared, max_length=600)
     with pytest.raises(BakeoffError, match=r"positions for 512 tokens; --extend-positions"):
-        train.resolve(spec)
-    assert train.resolve(dataclasses.replace(spec, extend_positions=True))[0].max_length == 600
+        preparation.resolve(spec)
+    assert preparation.resolve(dataclasses.replace(spec, extend_positions=True))[0].max_length == 600
 
 
 def test_extended_positions_train(shared, tmp_path):
@@ -276,7 +276,7 @@ def test_two_processes_never_share_a_run(shared, tmp_path):
 
 def test_a_damaged_checkpoint_is_said_and_removed(shared, tmp_path, monkeypatch):
     spec = tiny.spec(shared, output_dir=str(tmp_path), save_steps=5, num_train_epochs=2)
-    on_step_end = train._Meter.on_step_end
+    on_step_end = callbacks.Meter.on_step_end
 
     def interrupt(self, args, state, control, **kwargs):
         on_step_end(self, args, state, control, **kwargs)
@@ -284,7 +284,7 @@ def test_a_damaged_checkpoint_is_said_and_removed(shared, tmp_path, monkeypatch)
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(train._Meter, "on_step_end", interrupt)
+        patch.setattr(callbacks.Meter, "on_step_end", interrupt)
         with pytest.raises(KeyboardInterrupt):
             train.run(spec, progress=False)
     weights = tmp_path / spec.run_id() / train.CHECKPOINTS / "checkpoint-5" / "model.safetensors"
@@ -347,19 +347,19 @@ def test_pairs_of_texts_and_three_string_labels(shared, tmp_path):
 
 def test_training_rows_held_out_are_judged_on_and_not_trained_on(shared, tmp_path):
     spec = tiny.spec(shared, held_out_samples=50, num_train_epochs=1, output_dir=str(tmp_path))
-    prepared = train.prepare(spec)
+    prepared = preparation.prepare(spec)
     assert len(prepared.task.eval.ids) == 50
     assert sorted(prepared.task.train.ids + prepared.task.eval.ids) == list(range(256))
     assert prepared.data.sampled
     assert "50 training rows held out" in prepared.data.source
-    again = train.prepare(dataclasses.replace(spec, seed=7, max_train_samples=60))
+    again = preparation.prepare(dataclasses.replace(spec, seed=7, max_train_samples=60))
     assert again.task.eval.ids == prepared.task.eval.ids
     assert len(again.task.train.ids) == 60
     record = train.run(spec, progress=False)
     assert record.status == "ok", record.error
     assert record.data.splits["eval"].rows == 50
     with pytest.raises(BakeoffError, match="held_out_samples 256, but there are 256 training rows"):
-        train.prepare(dataclasses.replace(spec, held_out_samples=256))
+        preparation.prepare(dataclasses.replace(spec, held_out_samples=256))
     with pytest.raises(BakeoffError, match="leave out max_eval_samples"):
         dataclasses.replace(spec, max_eval_samples=10)
 
@@ -430,7 +430,7 @@ def test_signals_finish_the_step_and_save_and_two_end_at_once(shared, tmp_path, 
     wanted = train.run(dataclasses.replace(spec, output_dir=str(tmp_path / "whole")), progress=False)
     done = []
 
-    class Sender(train.TrainerCallback):
+    class Sender(callbacks.TrainerCallback):
         def on_step_begin(self, args, state, control, **kwargs):
             if state.global_step == 6 and len(done) == 6:
                 for number in signals:
@@ -440,9 +440,9 @@ def test_signals_finish_the_step_and_save_and_two_end_at_once(shared, tmp_path, 
         def on_step_end(self, args, state, control, **kwargs):
             done.append(state.global_step)
 
-    fine_tune = train.LengthGroupedTrainer.train
+    fine_tune = trainer.LengthGroupedTrainer.train
     monkeypatch.setattr(
-        train.LengthGroupedTrainer,
+        trainer.LengthGroupedTrainer,
         "train",
         lambda self, **kwargs: (self.add_callback(Sender()), fine_tune(self, **kwargs))[1],
     )
@@ -462,7 +462,7 @@ def test_signals_finish_the_step_and_save_and_two_end_at_once(shared, tmp_path, 
 
 def test_a_wish_at_the_last_step_loses_nothing(shared, tmp_path, monkeypatch):
     spec = tiny.spec(shared, num_train_epochs=1, output_dir=str(tmp_path))
-    on_step_end = train._Meter.on_step_end
+    on_step_end = callbacks.Meter.on_step_end
 
     def interrupt(self, args, state, control, **kwargs):
         on_step_end(self, args, state, control, **kwargs)
@@ -470,7 +470,7 @@ def test_a_wish_at_the_last_step_loses_nothing(shared, tmp_path, monkeypatch):
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(0.05)
 
-    monkeypatch.setattr(train._Meter, "on_step_end", interrupt)
+    monkeypatch.setattr(callbacks.Meter, "on_step_end", interrupt)
     with pytest.raises(KeyboardInterrupt):
         train.run(spec, progress=False)
     record = train.run(spec, progress=False)
@@ -484,14 +484,14 @@ def test_a_step_that_does_not_fit_is_made_of_smaller_batches(shared, tmp_path, m
     changes = {"num_train_epochs": 2, "max_train_samples": 250, "save_steps": 8}
     wanted = train.run(tiny.spec(shared, **changes), progress=False)
     assert wanted.batches == {}
-    step = train.LengthGroupedTrainer.training_step
+    step = trainer.LengthGroupedTrainer.training_step
 
     def limited(self, model, inputs, *args, **kwargs):
         if self.state.global_step >= at and len(inputs["labels"]) > 4:
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes.")
         return step(self, model, inputs, *args, **kwargs)
 
-    monkeypatch.setattr(train.LengthGroupedTrainer, "training_step", limited)
+    monkeypatch.setattr(trainer.LengthGroupedTrainer, "training_step", limited)
     record = train.run(tiny.spec(shared, **changes, output_dir=str(tmp_path)), progress=False)
     assert record.status == "ok", record.error
     assert record.batches == {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 4}
@@ -509,7 +509,7 @@ def test_a_memory_limit_is_kept_and_lifted():
         torch.empty(64 << 20, dtype=torch.uint8)
         with pytest.raises(RuntimeError) as caught:
             torch.empty(1 << 30, dtype=torch.uint8)
-        assert train._out_of_memory(caught.value)
+        assert env.is_out_of_memory(caught.value)
     torch.empty(1 << 30, dtype=torch.uint8)
 
 
@@ -537,16 +537,16 @@ def test_trackers_are_off_by_default_and_those_asked_for_are_told(shared, tmp_pa
     assert not list((shared / "runs" / plain.id).rglob("*tfevents*"))
     assert plain.id == record.id
     with pytest.raises(BakeoffError, match=r"unknown report_to 'tensorbord'. Did you mean 'tensorboard'"):
-        train.resolve(tiny.spec(shared, report_to=["tensorbord"]))
+        preparation.resolve(tiny.spec(shared, report_to=["tensorbord"]))
     with pytest.raises(BakeoffError, match="report_to comet_ml: it is not installed"):
-        train.resolve(tiny.spec(shared, report_to=["comet_ml"]))
+        preparation.resolve(tiny.spec(shared, report_to=["comet_ml"]))
 
 
 def test_memory_that_an_evaluation_lacks_is_not_taken_for_a_step_s(shared, tmp_path, monkeypatch):
     def fail(*args):
         raise MemoryError("no room")
 
-    monkeypatch.setattr(train, "_judge", fail)
+    monkeypatch.setattr(fine_tuning, "_judge", fail)
     spec = tiny.spec(shared, num_train_epochs=1, eval_steps=4, output_dir=str(tmp_path))
     record = train.run(spec, progress=False)
     assert (record.status, record.error) == ("oom", "MemoryError: no room")

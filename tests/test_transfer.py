@@ -14,7 +14,18 @@ import torch
 
 import encoders
 import tiny
-from bakeoff import checkpoints, encode, encoder, recipes, runs, tasks, train, transfer
+from bakeoff import (
+    callbacks,
+    checkpoints,
+    encode,
+    encoder,
+    preparation,
+    recipes,
+    runs,
+    tasks,
+    train,
+    transfer,
+)
 from bakeoff.attention import ATTENTIONS
 from bakeoff.errors import BakeoffError
 from bakeoff.recipes import Recipe
@@ -180,7 +191,7 @@ def test_an_account_that_cannot_be_read_starts_the_run_anew(shared, tmp_path, mo
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(train._Meter, "on_save", interrupt, raising=False)
+    monkeypatch.setattr(callbacks.Meter, "on_save", interrupt, raising=False)
     with pytest.raises(KeyboardInterrupt):
         train.run(spec, progress=False)
     monkeypatch.undo()
@@ -259,7 +270,7 @@ def test_a_run_says_what_its_recipe_did_and_counts_its_time(shared, tmp_path, mo
 
 def test_an_unknown_recipe_is_one_line(shared):
     with pytest.raises(BakeoffError, match=r"unknown recipe 'tranfer'\. Did you mean 'transfer'"):
-        train.resolve(tiny.spec(shared, recipe="tranfer"))
+        preparation.resolve(tiny.spec(shared, recipe="tranfer"))
     assert recipes.get("plain").transfer_steps == 0
 
 
@@ -271,12 +282,13 @@ def test_a_killed_run_resumes_behind_its_transfer(shared, tmp_path):
     folder = tmp_path / spec.run_id()
     script = (
         "import json, os, signal, sys; sys.path.insert(0, 'tests')\n"
-        "import dataclasses; from bakeoff import train, transfer; from bakeoff.spec import RunSpec\n"
+        "import dataclasses; from bakeoff import fine_tuning, train, transfer\n"
+        "from bakeoff.spec import RunSpec\n"
         "fit = transfer.fit\n"
         "transfer.fit = lambda *a, **k: dataclasses.replace(fit(*a, **k), seconds=1000.0)\n"
-        "class Killed(train._Meter):\n"
+        "class Killed(fine_tuning.Meter):\n"
         "    def on_save(self, *args, **kwargs): os.kill(os.getpid(), signal.SIGKILL)\n"
-        "Killed.__name__ = '_Meter'; train._Meter = Killed\n"
+        "Killed.__name__ = 'Meter'; fine_tuning.Meter = Killed\n"
         "train.run(RunSpec.from_dict(json.loads(sys.argv[1])), progress=False)\n"
     )
     ended = subprocess.run([sys.executable, "-c", script, json.dumps(spec.to_dict())], capture_output=True)

@@ -127,6 +127,13 @@ def _takes_spec_flags(*without: str) -> Callable[[Callable[..., Any]], Callable[
     return decorate
 
 
+Ray = Annotated[
+    str | None,
+    typer.Option(
+        help="Make runs in parallel on a Ray cluster: its address, auto, or local to start one.",
+        show_default=False,
+    ),
+]
 SpecFile = Annotated[
     Path | None, typer.Argument(help="A YAML run file; flags override its fields.", show_default=False)
 ]
@@ -184,6 +191,7 @@ def grid(
         ),
     ] = None,
     seeds: Annotated[str | None, typer.Option(help="Seeds, separated by commas.", show_default=False)] = None,
+    ray: Ray = None,
     flags: dict[str, Any],
 ) -> None:
     """Run every combination of tasks, attentions and seeds, then compare them."""
@@ -200,7 +208,7 @@ def grid(
     cells.check(specs)
     bad = 0
     with _interruptible():
-        for number, (spec, record) in enumerate(cells.run(specs), start=1):
+        for number, (spec, record) in enumerate(cells.run(specs, ray=ray), start=1):
             _say(spec, record, f"[{number}/{len(specs)}] ")
             bad += record.status != "ok"
     _compare([Path(specs[0].output_dir)])
@@ -228,6 +236,7 @@ def sweep(
         str | None,
         typer.Option(help="A database URL as Optuna takes it; by default SQLite.", show_default=False),
     ] = None,
+    ray: Ray = None,
     flags: dict[str, Any],
 ) -> None:
     """Search run fields with Optuna, judged on held-out training rows; make the best again over seeds."""
@@ -239,7 +248,8 @@ def sweep(
     spec = sweeps.SweepSpec.from_dict(values, str(sweep_file))
     bad = 0
     with _interruptible():
-        for made, record in sweeps.run(spec, storage=storage, say=lambda s, r: _say(s, r, "trial: ")):
+        trials = functools.partial(_say, prefix="trial: ")
+        for made, record in sweeps.run(spec, storage=storage, say=trials, ray=ray):
             _say(made, record)
             bad += record.status != "ok"
     if bad:
@@ -383,9 +393,9 @@ def check(spec_file: SpecFile = None, *, flags: dict[str, Any]) -> None:
     """Validate a run without training it: the spec, the data, the encoder and its dispatch."""
     spec = _spec(spec_file, flags)
     _quiet()
-    from bakeoff import train
+    from bakeoff import preparation
 
-    prepared = train.prepare(spec)
+    prepared = preparation.prepare(spec)
     data = prepared.data
     table = Table(show_header=False, box=None)
     for name, value in {
@@ -545,6 +555,7 @@ def ls(
 
 def main() -> None:
     """Run the command line; bad input is one line on stderr and exit code 2."""
+    env.use_large_pages()
     try:
         app()
     except BakeoffError as error:

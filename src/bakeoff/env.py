@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import platform
 import resource
@@ -13,6 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of malloc.h
 _PACKAGES = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "safetensors", "numpy")
 
 
@@ -84,6 +86,25 @@ def peak_memory(fresh: bool) -> tuple[int, str]:
     return peak, "peak resident set of the process since it started"
 
 
+def use_large_pages() -> None:
+    """Let torch ask for large pages, to be called before torch is imported: see docs/performance.md."""
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+
+
+def keep_freed_memory() -> None:
+    """Let this process keep freed memory for what it allocates next, where the C library is GNU's.
+
+    A step of training on a CPU frees large tensors and asks for the same sizes again. By default each goes
+    back to the system, which clears every page of it for the next: see docs/performance.md.
+    """
+    import torch
+
+    if platform.libc_ver()[0] == "glibc" and not torch.cuda.is_available():
+        libc = ctypes.CDLL(None)
+        libc.mallopt(_M_MMAP_MAX, 0)
+        libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+
+
 @contextlib.contextmanager
 def memory_limit(limit: int | None) -> Iterator[None]:
     """Let allocations beyond `limit` bytes fail: of the device, or of this process's own data (Linux)."""
@@ -105,6 +126,13 @@ def memory_limit(limit: int | None) -> Iterator[None]:
             yield
         finally:
             resource.setrlimit(resource.RLIMIT_DATA, before)
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an allocation failed, on the device or here."""
+    import torch
+
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def _processor() -> str:

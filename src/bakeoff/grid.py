@@ -1,4 +1,4 @@
-"""Many runs, one after another, each in a process of its own.
+"""Many runs, one after another or over a cluster, each in a process of its own.
 
 A cell that runs out of memory or is killed takes nothing with it: it gets a record, and the grid goes on.
 Memory is measured for the cell alone. What is done is skipped, what was cut off resumes. Several grids on one
@@ -19,12 +19,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
-from bakeoff import env, runs
+from bakeoff import cluster, env, runs
 from bakeoff.errors import BakeoffError, BusyError
 from bakeoff.spec import RunSpec
 
 if TYPE_CHECKING:
-    from bakeoff.train import Watch
+    from bakeoff.callbacks import Watch
 
 _PATIENCE = 1.0  # seconds between two looks at runs that other processes are making
 _INTERRUPTED = 130  # as a shell reports SIGINT
@@ -53,15 +53,20 @@ def prepare(spec: RunSpec) -> None:
 
 
 def run(
-    specs: Iterable[RunSpec], *, progress: bool = True, watch: Watch | None = None
+    specs: Iterable[RunSpec], *, progress: bool = True, watch: Watch | None = None, ray: str | None = None
 ) -> Iterator[tuple[RunSpec, runs.RunRecord]]:
     """Make every run that is not made yet; yields each record as it comes.
 
     Args:
         specs: what to run.
         progress: whether to show bars.
-        watch: as for `train.run`; it is called in this process.
+        watch: as for `train.run`; it is called in this process. Not with `ray`.
+        ray: the address of a Ray cluster that makes the runs in parallel, as `cluster.each` takes it.
     """
+    if ray is not None:
+        for spec, made in cluster.each(_one, specs, ray):
+            yield spec, _lost(spec, made) if isinstance(made, cluster.LostError) else made
+        return
     waiting = deque(specs)
     elsewhere = 0  # of those that wait, one after another, found in the hands of another process
     while waiting:
@@ -76,6 +81,12 @@ def run(
             continue
         elsewhere = 0
         yield spec, record
+
+
+def _one(spec: RunSpec) -> runs.RunRecord:
+    """One run in a worker of a cluster. Whoever worked at it before and died lets go of it in a while."""
+    [(_, record)] = run([spec], progress=False)
+    return record
 
 
 def _cell(spec: RunSpec, progress: bool, watch: Watch | None) -> runs.RunRecord:
@@ -93,39 +104,51 @@ def _cell(spec: RunSpec, progress: bool, watch: Watch | None) -> runs.RunRecord:
         raise result
     if code == _INTERRUPTED:
         raise KeyboardInterrupt
-    killed = code == -9
+    error = f"the process ended with exit code {code}"
+    if killed := code == -9:
+        error = "killed by the system, most likely for memory; a smaller batch or max_length needs less"
+    if isinstance(result, BakeoffError):
+        error = str(result)
+    return _failed(spec, "oom" if killed else "failed", error, started, time.perf_counter() - clock)
+
+
+def _lost(spec: RunSpec, error: cluster.LostError) -> runs.RunRecord:
+    return _failed(spec, "failed", str(error), datetime.datetime.now(datetime.UTC), 0.0)
+
+
+def _failed(
+    spec: RunSpec, status: runs.Status, error: str, started: datetime.datetime, seconds: float
+) -> runs.RunRecord:
+    """Write the record of a run whose process could not."""
     record = runs.RunRecord(
         id=spec.run_id(),
-        status="oom" if killed else "failed",
+        status=status,
         digest=spec.digest(),
         spec=spec.to_dict(),
         started=started.isoformat(timespec="seconds"),
-        seconds=time.perf_counter() - clock,
+        seconds=seconds,
         environment={},
-        error=str(result)
-        if isinstance(result, BakeoffError)
-        else "killed by the system, most likely for memory; a smaller batch or max_length needs less"
-        if killed
-        else f"the process ended with exit code {code}",
+        error=error,
     )
+    folder = runs.output_folder(spec) / spec.run_id()
     folder.mkdir(exist_ok=True)
     runs.save(folder, record)
     return record
 
 
 def _resolve(specs: Sequence[RunSpec]) -> None:
-    from bakeoff import tasks, train
+    from bakeoff import preparation, tasks
 
     for spec in specs:
-        train.resolve(spec)
+        preparation.resolve(spec)
         if spec.task is not None:
             tasks.get(spec.task)
 
 
 def _prepare(spec: RunSpec) -> None:
-    from bakeoff import train
+    from bakeoff import preparation
 
-    train.prepare(spec)
+    preparation.prepare(spec)
 
 
 def _train(spec: RunSpec, progress: bool, ask: Watch | None = None) -> runs.RunRecord:
@@ -149,7 +172,7 @@ def _in_child(
     With `answer`, the function gets one argument more: a function that calls `answer` in this process.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["bakeoff.train"])  # torch is imported once, not once a cell
+    context.set_forkserver_preload(["bakeoff.train", "sklearn.metrics"])  # once, not once a cell
     ours, theirs = context.Pipe()
     orphaned, alive = context.Pipe(duplex=False)
     process = context.Process(target=_call, args=(theirs, orphaned, function, arguments, answer is not None))

@@ -12,6 +12,7 @@ Optuna (Akiba et al., 2019, https://arxiv.org/abs/1907.10902) chooses, by the tr
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import warnings
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
-from bakeoff import grid, runs
+from bakeoff import cluster, grid, runs
 from bakeoff.errors import BakeoffError
 from bakeoff.spec import NOT_IDENTITY, AttentionSpec, RunSpec
 
@@ -156,6 +157,7 @@ def run(
     storage: str | None = None,
     progress: bool = True,
     say: Callable[[RunSpec, runs.RunRecord], None] = lambda spec, record: None,
+    ray: str | None = None,
 ) -> Iterator[tuple[RunSpec, runs.RunRecord]]:
     """Search, then make the best trial again over seeds: yields those records, and writes `sweep.html`.
 
@@ -164,6 +166,7 @@ def run(
         storage: a database URL as Optuna takes it; by default an SQLite file in the sweep's folder.
         progress: whether to show bars.
         say: is told of every trial that this process made.
+        ray: the address of a Ray cluster that makes trials in parallel, as `cluster.each` takes it.
 
     Raises:
         BakeoffError: Optuna is not installed, the database cannot be had, or no trial ended well.
@@ -171,16 +174,39 @@ def run(
     """
     grid.prepare(sweep.trial({name: _end(space, "low") for name, space in sweep.search.items()}))
     study = _study(sweep, storage)
-    while len(_ended(study)) < sweep.n_trials:
-        study.optimize(
-            lambda trial: _judged(sweep, study, trial, progress, say), n_trials=1, catch=(_Failed,)
-        )
+    while (missing := sweep.n_trials - len(_ended(study))) > 0:
+        if ray is None:
+            _trial(sweep, storage, progress, say)
+            continue
+        for _, made in cluster.each(functools.partial(_told, sweep, storage), range(missing), ray):
+            if isinstance(made, cluster.LostError):
+                raise BakeoffError(f"a trial was lost: {made}; start the sweep again.")
+            for spec, record in made:
+                say(spec, record)
     if not (done := [trial for trial in _ended(study)[: sweep.n_trials] if trial.state.name == "COMPLETE"]):
         why = {trial.user_attrs.get(_FAILED, "") for trial in study.get_trials(deepcopy=False)}
         raise BakeoffError(f"no trial of the sweep ended well: {'; '.join(sorted(why))}.")
     best = max(done, key=lambda trial: trial.value or 0.0)
-    yield from grid.run(sweep.best(best.params), progress=progress)
+    yield from grid.run(sweep.best(best.params), progress=progress, ray=ray)
     _write_report(study, sweep.folder / REPORT)
+
+
+def _trial(
+    sweep: SweepSpec,
+    storage: str | None,
+    progress: bool,
+    say: Callable[[RunSpec, runs.RunRecord], None],
+) -> None:
+    """Make the next trial."""
+    study = _study(sweep, storage)
+    study.optimize(lambda trial: _judged(sweep, study, trial, progress, say), n_trials=1, catch=(_Failed,))
+
+
+def _told(sweep: SweepSpec, storage: str | None, number: int) -> list[tuple[RunSpec, runs.RunRecord]]:
+    """Make the next trial in a worker of a cluster; what there is to say of it."""
+    made: list[tuple[RunSpec, runs.RunRecord]] = []
+    _trial(sweep, storage, False, lambda spec, record: made.append((spec, record)))
+    return made
 
 
 class _Failed(Exception):  # noqa: N818  # Optuna's word for it

@@ -1,0 +1,100 @@
+"""What a run starts from: its spec with every field resolved, its data encoded, its encoder found fit."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, SchedulerType, set_seed
+from transformers.integrations import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
+
+from bakeoff import checkpoints, encode, recipes, runs, tasks
+from bakeoff.errors import BakeoffError, unknown
+from bakeoff.spec import RunSpec
+
+#: Learning rate and epochs by hidden size: the first line whose bound is not exceeded. 2e-5 and 3 are the
+#: usual choice for base-size encoders; a small encoder moves too little at that rate.
+DEFAULTS: tuple[tuple[float, float, float], ...] = (
+    (512, 1e-4, 3.0),
+    (math.inf, 2e-5, 3.0),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """A run as it would be made, before anything is trained: what `check` shows and `run` starts from."""
+
+    spec: RunSpec  # resolved: no field is left to a default
+    base: checkpoints.Base
+    tokenizer: PreTrainedTokenizerBase
+    task: tasks.LoadedTask
+    train: encode.Encoded
+    eval: encode.Encoded
+    data: runs.Data
+
+    def load_model(self) -> PreTrainedModel:
+        """The model as training begins with it, the same at every call."""
+        spec = self.spec
+        set_seed(spec.seed)
+        return checkpoints.load(
+            spec.model_name_or_path,
+            spec.attention.name,
+            attention_options=spec.attention.options,
+            labels=self.task.labels,
+            max_length=spec.max_length,
+            seed=spec.seed,
+            attention_dropout=spec.attention_dropout,
+        )
+
+
+def prepare(spec: RunSpec) -> Prepared:
+    """Resolve a spec and read its data.
+
+    Raises:
+        BakeoffError: the encoder, its attention or the data are not to be had as asked.
+    """
+    spec, base = resolve(spec)
+    task = tasks.load(spec)
+    tokenizer = checkpoints.load_tokenizer(spec.model_name_or_path)
+    assert spec.max_length is not None  # resolved  # noqa: S101
+    train, evaluation = (encode.encode(part, tokenizer, spec.max_length) for part in (task.train, task.eval))
+    data = runs.Data(
+        task=task.name,
+        source=task.source,
+        fingerprint=encode.fingerprint(task.train, task.eval),
+        labels=task.labels,
+        max_length=spec.max_length,
+        sampled=task.sampled,
+        splits={
+            "train": encode.describe(train, task.train, task.labels),
+            "eval": encode.describe(evaluation, task.eval, task.labels),
+        },
+    )
+    return Prepared(spec, base, tokenizer, task, train, evaluation, data)
+
+
+def resolve(spec: RunSpec) -> tuple[RunSpec, checkpoints.Base]:
+    """Fill in what the encoder decides: `max_length`, `learning_rate`, `num_train_epochs`."""
+    base = checkpoints.inspect(spec.model_name_or_path, spec.attention.name, spec.attention.options)
+    recipes.get(spec.recipe)
+    if spec.lr_scheduler_type not in (known := [s.value for s in SchedulerType]):
+        raise unknown("lr_scheduler_type", spec.lr_scheduler_type, known)
+    max_length = min(512, base.max_tokens) if spec.max_length is None else spec.max_length
+    if max_length > base.max_tokens and not spec.extend_positions:
+        raise BakeoffError(
+            f"max_length {max_length}, but {spec.model_name_or_path} has positions for {base.max_tokens} "
+            "tokens; --extend-positions copies them for longer texts, a smaller --max-length truncates."
+        )
+    for tracker in spec.report_to:
+        if tracker not in INTEGRATION_TO_CALLBACK:
+            raise unknown("report_to", tracker, INTEGRATION_TO_CALLBACK)
+        if tracker not in get_available_reporting_integrations():
+            raise BakeoffError(f"report_to {tracker}: it is not installed; pip install {tracker}.")
+    rate, epochs = next(line[1:] for line in DEFAULTS if base.hidden_size <= line[0])
+    resolved = dataclasses.replace(
+        spec,
+        max_length=max_length,
+        learning_rate=rate if spec.learning_rate is None else spec.learning_rate,
+        num_train_epochs=epochs if spec.num_train_epochs is None else spec.num_train_epochs,
+    )
+    return resolved, base
