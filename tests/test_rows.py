@@ -7,6 +7,7 @@ import encoders
 from bakeoff import checkpoints
 from bakeoff import rows as rows_module
 from bakeoff.attention import ATTENTIONS, longformer
+from bakeoff.encoder import FIRST_TOKEN
 from bakeoff.rows import align, pack
 
 KEEP = torch.tensor([[1, 1, 1, 1, 1, 1], [1, 1, 0, 0, 0, 0], [0, 0, 0, 1, 1, 1], [1, 0, 1, 0, 0, 1]]).bool()
@@ -87,6 +88,34 @@ def test_a_packed_encoder_computes_the_same(tmp_path, family, attention, one_by_
     assert tokens[0] == ((4, 24) if family == "albert" else (1, real))
     assert tokens[-1] == (4, 24)
     assert all(h.shape[:2] == (4, 24) for h in out.hidden_states)
+
+
+@pytest.mark.parametrize("padding", ["much", "none", "little", "no mask", "left"])
+@pytest.mark.parametrize("family", [*FIRST_TOKEN, "distilbert"])
+def test_the_last_layer_works_for_what_the_classifier_reads(tmp_path, family, padding):
+    """Feed-forward of one token a row in the last layer, and of all where someone else reads them."""
+    encoders.save(tmp_path, family)
+    model = checkpoints.load(tmp_path, "dense")
+    inputs = encoders.batch(B=4, N=40, side="left" if padding == "left" else "right")
+    lengths = {"none": (40,) * 4, "little": (40, 40, 40, 38)}.get(padding, (40, 5, 18, 15))
+    inputs["attention_mask"] = (torch.arange(40) < torch.tensor(lengths)[:, None]).long()
+    if padding == "left":
+        inputs["attention_mask"] = inputs["attention_mask"].flip(1)
+    if padding == "no mask":
+        del inputs["attention_mask"]
+    seen = []
+    norms = [m for m in model.model.base_model.modules() if isinstance(m, torch.nn.LayerNorm)]
+    norms[-1].register_forward_hook(lambda m, args, out: seen.append(out[..., 0].numel()))
+    with torch.no_grad():
+        logits = model(**inputs).logits
+        expected = model(**inputs, output_hidden_states=True).logits
+        body = model.model.base_model(**inputs)[0]
+    told = 1 if padding == "left" else 4  # rows whose first place holds a token
+    torch.testing.assert_close(logits[:told], expected[:told], rtol=1e-5, atol=1e-5)
+    assert body.shape[:2] == (4, 40)
+    few = family in FIRST_TOKEN and padding != "left"
+    tokens = sum(lengths) if padding in ("much", "left") else 160
+    assert seen == [4 if few else tokens, 160, tokens]
 
 
 @pytest.mark.parametrize("packed", [True, False])

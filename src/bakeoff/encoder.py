@@ -43,6 +43,18 @@ _RECORDER = "bakeoff_recorder"
 
 Rows = Aligned | Packed
 
+#: Families whose classifier reads the first token alone, and the module of a layer in which attention's
+#: output meets the residual: behind it, the last layer has work for that token only. One line a family.
+FIRST_TOKEN: dict[str, str] = {
+    "bert": "attention.output",
+    "camembert": "attention.output",
+    "data2vec-text": "attention.output",
+    "electra": "attention.output",
+    "ernie": "attention.output",
+    "roberta": "attention.output",
+    "xlm-roberta": "attention.output",
+}
+
 #: A family's query, key and value projections on its attention module: one name each, or one fused.
 #: Needed where a mechanism starts from their weights (Longformer's global projections). One line a family.
 PROJECTIONS: dict[str, tuple[str, ...]] = {
@@ -353,14 +365,18 @@ def _remember_input(
 
 def _find_rows(packs: bool, encoder: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Before the encoder: how this batch's real tokens come together, for all layers."""
-    attention_mask = kwargs.get("attention_mask")
-    if attention_mask is None:
-        return None
-    keep_BN = _two_dimensional(attention_mask)
+    kwargs = dict(kwargs)
+    first_only = kwargs.pop("first_token_only", False)
     # Someone who reads what is between the layers expects it in its places.
     shown = kwargs.get("output_hidden_states") or encoder.config.output_hidden_states
-    rows = pack(keep_BN) if packs and not shown and not torch.compiler.is_compiling() else None
-    return args, kwargs | {"rows": rows or align(keep_BN)}
+    looks = packs and not shown and not torch.compiler.is_compiling()
+    if (attention_mask := kwargs.get("attention_mask")) is None:
+        return args, kwargs | ({"rows": Aligned(None, first_only=True)} if first_only and looks else {})
+    keep_BN = _two_dimensional(attention_mask)
+    rows = (pack(keep_BN) if looks else None) or align(keep_BN)
+    if first_only and looks and bool(keep_BN[:, 0].all()):  # and padding is on the right
+        rows = dataclasses.replace(rows, first_only=True)
+    return args, kwargs | {"rows": rows}
 
 
 def _enter_packed(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -382,9 +398,24 @@ def _enter_packed(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, An
 def _leave_packed(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
     """After the last layer: back to (B, N) places."""
     rows = kwargs.get("rows")
-    if not isinstance(rows, Packed):
+    if not isinstance(rows, Packed) or rows.first_only:
         return None
     return rows.unpack(output) if isinstance(output, Tensor) else (rows.unpack(output[0]), *output[1:])
+
+
+class _FirstTokens:
+    """Lets a layer go on behind its attention with each row's first token, where nobody reads the others."""
+
+    rows: Rows | None = None
+
+    def enter(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Before the layer, of which only this call is told of the rows."""
+        rows = kwargs.get("rows")
+        self.rows = rows if rows is not None and rows.first_only else None
+
+    def keep(self, residual: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        """Before attention's output meets the residual."""
+        return None if self.rows is None else tuple(self.rows.first_tokens(x) for x in args)
 
 
 class _Bakeoff(PreTrainedModel):
@@ -397,6 +428,7 @@ class _Bakeoff(PreTrainedModel):
     # classifier takes the mean of its own step, and the gradient is too large by the number of steps.
     accepts_loss_kwargs = False
     auto_class: ClassVar[Any]
+    classifies: ClassVar[bool] = False
 
     def __init__(self, config: BakeoffConfig) -> None:
         super().__init__(config)
@@ -421,6 +453,12 @@ class _Bakeoff(PreTrainedModel):
             for layer in layers:
                 layer.register_forward_pre_hook(_enter_packed, with_kwargs=True)
             layers[-1].register_forward_hook(_leave_packed, with_kwargs=True)
+        residual = FIRST_TOKEN.get(self.model.config.model_type) if self.classifies else None
+        self.first_token_only = packs and residual is not None
+        if packs and residual is not None:
+            first = _FirstTokens()
+            layers[-1].register_forward_pre_hook(first.enter, with_kwargs=True)
+            layers[-1].get_submodule(residual).register_forward_pre_hook(first.keep)
 
     def _install(self, index: int, site: Site, encoder_config: PreTrainedConfig) -> None:
         mechanism = site.build(index, encoder_config, self.max_tokens, self.config)
@@ -501,6 +539,8 @@ class _Bakeoff(PreTrainedModel):
                 f"{length} tokens, but the encoder has positions for {self.max_tokens}: truncate, or extend "
                 f"it with bakeoff convert … --max-length {length}."
             )
+        if self.first_token_only:
+            kwargs["first_token_only"] = True
         return self.model(**{k: v for k, v in given.items() if v is not None}, **kwargs)
 
 
@@ -508,6 +548,7 @@ class BakeoffForSequenceClassification(_Bakeoff):
     """Any encoder family's sequence classifier, with any mechanism."""
 
     auto_class = AutoModelForSequenceClassification
+    classifies = True
 
 
 class BakeoffForMaskedLM(_Bakeoff):

@@ -8,6 +8,8 @@ Mechanisms want each row's real tokens first. Two ways lead there, both undone b
 - `Aligned`: tokens stay in their (B, N) places and are brought to the front around each call of the
   mechanism. For little padding, for shapes that may not depend on the data (compile, export), for layers that
   share their weights, and where something reads what is between the layers.
+
+`first_only` says that after the last layer's attention only each row's first token is of interest.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ class Aligned:
 
     length_B: Tensor | None
     order_BN: Tensor | None = None
+    first_only: bool = False
 
     @property
     def row_lengths(self) -> list[Tensor | None]:
@@ -48,6 +51,10 @@ class Aligned:
         """A mask over the batch's (B, N) places as masks over what `to_rows` gives."""
         return self.to_rows(mask_BN)
 
+    def first_tokens(self, x_BN: Tensor) -> Tensor:
+        """(B, 1, …): what stands first in each row."""
+        return x_BN[:, :1]
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Packed:
@@ -61,6 +68,7 @@ class Packed:
     token_T: Tensor
     row_T: Tensor
     lengths: tuple[int, ...]
+    first_only: bool = False
 
     @property
     def longest(self) -> int:
@@ -95,6 +103,12 @@ class Packed:
     def mask_to_rows(self, mask_BN: Tensor) -> list[Tensor]:
         """A mask over the batch's (B, N) places as masks over what `to_rows` gives."""
         return self.to_rows(self.pack(mask_BN))
+
+    def first_tokens(self, x_1T: Tensor) -> Tensor:
+        """(B, 1, …): what stands first in each row; no row may be empty."""
+        ends = torch.tensor(self.lengths).cumsum(0)
+        starts = torch.cat((ends.new_zeros(1), ends[:-1])).to(x_1T.device)
+        return x_1T[0].index_select(0, starts)[:, None]
 
     @property
     def _one_by_one(self) -> bool:
