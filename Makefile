@@ -14,8 +14,8 @@ test: .venv/.test lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: .venv/.test
-	$(BIN)/ruff format --check src tests docs notebooks
-	$(BIN)/ruff check src tests docs notebooks
+	$(BIN)/ruff format --check src tests docs notebooks benchmarks
+	$(BIN)/ruff check src tests docs notebooks benchmarks
 	$(BIN)/mypy
 
 # Every study, hours on two cores; interrupted, it goes on where it stopped. MIRROR: a folder as in docs/data.md.

@@ -6,10 +6,12 @@
 import json
 import os
 import random
+import shlex
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -88,3 +90,40 @@ def test_kill_9_at_random_moments_loses_nothing(tmp_path, kind):
     assert [r.metrics for r in found.values()] == [r.metrics for r in wanted.values()]
     assert [r.train_loss for r in found.values()] == pytest.approx([r.train_loss for r in wanted.values()])
     assert not [p for p in (tmp_path / "killed").rglob("*") if p.suffix == ".tmp" or p.name == "checkpoints"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a disk without room is Linux's /dev/full")
+@pytest.mark.parametrize("name", [runs.RECORD, runs.PREDICTIONS])
+def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path, name):
+    line = command("run", tmp_path, tmp_path / "out")
+    whole = subprocess.run(command("run", tmp_path, tmp_path / "whole"), capture_output=True, check=True)
+    assert whole.returncode == 0
+    (place,) = records(tmp_path / "whole")
+    folder = tmp_path / "out" / place
+    folder.mkdir(parents=True)
+    (folder / f"{name}.tmp").symlink_to("/dev/full")
+    failed = subprocess.run(line, capture_output=True, text=True)
+    assert failed.returncode == 2
+    said = failed.stderr.splitlines()[-1]
+    assert said.startswith(f"error: cannot write {folder / name} (No space left on device); make room")
+    assert "Traceback" not in failed.stderr
+    (folder / f"{name}.tmp").unlink()
+    assert subprocess.run(line, capture_output=True).returncode == 0
+    (found,), (wanted,) = records(tmp_path / "out").values(), records(tmp_path / "whole").values()
+    assert found.metrics == wanted.metrics
+    assert found.status == "ok"
+
+
+def test_checkpoints_that_find_no_room_end_in_a_record_and_the_run_in_its_result(tmp_path):
+    """A limit on the size of files stands for a full disk: weights do not fit, a record does."""
+    line = command("run", tmp_path, tmp_path / "out")
+    limit = f"ulimit -f 40; exec {shlex.join(line)}"  # blocks of 1,024 bytes
+    failed = subprocess.run(["bash", "-c", limit], capture_output=True, text=True)
+    assert failed.returncode == 1
+    (record,) = records(tmp_path / "out").values()
+    assert record.status == "failed"
+    assert "too large" in record.error
+    assert record.error in failed.stderr
+    assert subprocess.run(line, capture_output=True).returncode == 0
+    (record,) = records(tmp_path / "out").values()
+    assert record.status == "ok"

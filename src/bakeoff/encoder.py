@@ -173,6 +173,14 @@ def discover(config: PreTrainedConfig, auto_class: Any) -> tuple[list[Site], int
     Raises:
         BakeoffError: the family does not dispatch its attention, wholly or in part.
     """
+    key = auto_class, config.to_json_string(use_diff=False)
+    if key not in _discovered:
+        _discovered[key] = _discover(config, auto_class)
+    sites, tokens = _discovered[key]
+    return list(sites), tokens
+
+
+def _discover(config: PreTrainedConfig, auto_class: Any) -> tuple[list[Site], int]:
     family = config.model_type
     refusal = (
         f"{family} does not let its attention be replaced (it never calls the attention interface); "
@@ -223,6 +231,7 @@ def max_tokens(model: nn.Module, config: PreTrainedConfig) -> int:
     return config.max_position_embeddings if found is None else found[1].num_embeddings - found[2]
 
 
+_discovered: dict[tuple[Any, str], tuple[list[Site], int]] = {}  # a run asks three times
 _calls: list[tuple[nn.Module, torch.Size, torch.Size, int | None]] = []
 
 

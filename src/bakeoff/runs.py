@@ -148,15 +148,31 @@ class RunRecord:
         return typing.cast(RunRecord, _read(cls, values, "record"))
 
 
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A temporary path, which becomes `path` at the end: whatever happens, a whole file or none is there.
+
+    Raises:
+        BakeoffError: it cannot be written, as on a full disk.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        yield temporary
+        temporary.replace(path)
+    except OSError as error:
+        raise BakeoffError(
+            f"cannot write {path} ({error.strerror or error}); make room there, or choose another "
+            "--output-dir, and start again: what is finished is kept, and what is not resumes."
+        ) from None
+
+
 def write_json(path: Path, values: Any) -> None:
     """Write `values` so that a crash leaves the old file or the new one, never a part."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
+    with whole(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         json.dump(values, file, indent=2, ensure_ascii=False)
         file.write("\n")
         file.flush()
         os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 def save(folder: Path, record: RunRecord) -> None:
@@ -246,10 +262,8 @@ class Predictions:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        path = folder / PREDICTIONS
-        temporary = path.with_name(path.name + ".tmp")
-        pq.write_table(pa.table(dataclasses.asdict(self)), temporary, compression="zstd")
-        temporary.replace(path)
+        with whole(folder / PREDICTIONS) as temporary:
+            pq.write_table(pa.table(dataclasses.asdict(self)), temporary, compression="zstd")
 
     @classmethod
     def load(cls, folder: Path) -> Predictions:
