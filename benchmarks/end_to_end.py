@@ -1,6 +1,6 @@
 """A whole fine-tuning by bakeoff and by what run_glue.py does, from the texts to the end of evaluation.
 
-    python benchmarks/end_to_end.py --task sst2 --data-dir MIRROR --output-dir bench/end-to-end
+    python benchmarks/end_to_end.py sst2 MIRROR bench/end-to-end
 
 Everyone gets the same rows, pretrained weights, batch sizes, epochs and learning rate, and a process of its
 own; rounds are interleaved. run_glue.py's way is transformers' Trainer on its own classes, with texts padded
