@@ -2,9 +2,10 @@
 
     python benchmarks/end_to_end.py sst2 MIRROR bench/end-to-end
 
-Everyone gets the same rows, pretrained weights, batch sizes, epochs and learning rate, and a process of its
-own; rounds are interleaved. run_glue.py's way is transformers' Trainer on its own classes, with texts padded
-to `max_length` (its default), to the longest of a batch, and with Trainer's grouping by length on top.
+Everyone gets the same rows, pretrained weights, batch sizes, epochs, learning rate with its schedule, weight
+decay and dropout, and a process of its own; rounds are interleaved. run_glue.py's way is transformers'
+Trainer on its own classes, with texts padded to `max_length` (its default), to the longest of a batch, and
+with Trainer's grouping by length on top.
 Writes end_to_end.json and end_to_end.md.
 """
 
@@ -73,6 +74,8 @@ def by_trainer(spec: Any, padding: str, stock: str = "dense", **strategy: str) -
             TrainingArguments(
                 folder,
                 learning_rate=spec.learning_rate,
+                warmup_steps=spec.warmup_steps,
+                weight_decay=spec.weight_decay,
                 num_train_epochs=spec.num_train_epochs,
                 per_device_train_batch_size=spec.per_device_train_batch_size,
                 per_device_eval_batch_size=spec.per_device_eval_batch_size,
@@ -131,7 +134,9 @@ def _stock_dense(spec: Any, labels: tuple[str, ...]) -> Any:
     from bakeoff import checkpoints
 
     folder = checkpoints.resolve(spec.model_name_or_path)
-    return AutoModelForSequenceClassification.from_pretrained(folder, num_labels=len(labels))
+    return AutoModelForSequenceClassification.from_pretrained(
+        folder, num_labels=len(labels), attention_probs_dropout_prob=spec.attention_dropout
+    )
 
 
 def _stock_longformer(spec: Any, labels: tuple[str, ...]) -> Any:
@@ -152,6 +157,10 @@ def _stock_longformer(spec: Any, labels: tuple[str, ...]) -> Any:
     (peer,) = (p for p in PEERS if p.name == "transformers" and p.attention == "longformer")
     base = peer.build(ours, torch.ones(1, 8, dtype=torch.bool)).model
     base.config.num_labels = len(labels)
+    base.config.attention_probs_dropout_prob = spec.attention_dropout
+    for module in base.modules():
+        if hasattr(module, "attention_window"):
+            module.dropout = spec.attention_dropout
     model = LongformerForSequenceClassification(base.config)
     model.longformer = base
     return model
@@ -165,7 +174,7 @@ def main(
     data_dir: Path,
     output_dir: Path,
     attentions: Annotated[
-        str, typer.Option(help="Ours, by commas.")
+        str, typer.Option(help="Ours, separated by commas; their options by ;")
     ] = "dense,longformer,bigbird,performer,linformer",
     against: Annotated[str, typer.Option(help="A stock model: dense or longformer.")] = "dense",
     only: Annotated[str, typer.Option(help="Of run_glue's ways, those whose names have this.")] = "",
@@ -193,7 +202,7 @@ def main(
     }
     ours = [name.replace(";", ",") for name in attentions.split(",")]
     stock = {k: v for k, v in SUBJECTS.items() if only in k}
-    named = against if against == "dense" else ours[0]
+    named = next(name for name in ours if name.startswith(against))
     subjects = {
         f"{name}, {named}": {"spec": {**common, "attention": named}, "way": {**way, "stock": against}}
         for name, way in stock.items()
@@ -213,7 +222,10 @@ def main(
 
 
 def table(measured: dict[str, list[dict[str, float]]]) -> str:
-    """Medians with least and most, by subject; and each against the slowest and every way of run_glue.py."""
+    """Medians with least and most, by subject; and how many times faster than each of run_glue.py's ways.
+
+    In brackets the same for training alone.
+    """
     parts = ("before", "training", "evaluation")
     peers = [name for name in measured if name.startswith("run_glue")]
     heads = ["", "s", "least to most", *parts, "accuracy %", *(f"× {p.split(', ')[1]}" for p in peers)]
@@ -231,7 +243,11 @@ def table(measured: dict[str, list[dict[str, float]]]) -> str:
                 f"{min(seconds):.1f} to {max(seconds):.1f}",
                 *(f"{median(name, part):.1f}" for part in parts),
                 f"{100 * median(name, 'accuracy'):.1f}",
-                *(f"{median(peer) / median(name):.2f}" for peer in peers),
+                *(
+                    f"{median(peer) / median(name):.2f} "
+                    f"({median(peer, 'training') / median(name, 'training'):.2f})"
+                    for peer in peers
+                ),
             ]
         )
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)

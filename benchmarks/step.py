@@ -52,7 +52,7 @@ def main(task: str, data_dir: Path, output_dir: Path, steps: int = 20, rounds: i
 
 def table(measured: dict[str, list[dict[str, float]]]) -> str:
     """Medians in ms by measure and part, with the least and the most of a whole step."""
-    heads = ["", *PARTS, "least to most", "tokens a step"]
+    heads = ["", *PARTS, "least to most", "tokens a step, with padding"]
     lines = [heads, ["---"] * len(heads)]
     for name, rounds in measured.items():
         medians = [f"{statistics.median(r[part] for r in rounds):.0f}" for part in PARTS]
@@ -83,7 +83,9 @@ def one(spec_values: dict[str, Any], level: int, steps: int) -> dict[str, float]
         model = prepared.load_model()
     else:
         folder = checkpoints.resolve(prepared.spec.model_name_or_path)
-        model = AutoModelForSequenceClassification.from_pretrained(folder)
+        model = AutoModelForSequenceClassification.from_pretrained(
+            folder, attention_probs_dropout_prob=prepared.spec.attention_dropout
+        )
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.0, fused=True)
     rows, size = prepared.train.dataset, 32

@@ -1,4 +1,4 @@
-"""Runs on a Ray cluster: of this machine, with two workers, one of which is killed."""
+"""Runs on a Ray cluster: of this machine, with two workers, which are killed once."""
 
 import json
 import math
@@ -37,7 +37,7 @@ def workers(of: int) -> list[int]:
 
 
 @pytest.mark.skipif(not Path("/proc").exists(), reason="finds the worker in /proc")
-def test_a_grid_on_a_cluster_equals_a_serial_one_though_a_worker_is_killed(tmp_path):
+def test_a_grid_on_a_cluster_equals_a_serial_one_though_its_workers_are_killed(tmp_path):
     fields = {"num_train_epochs": 12, "save_steps": 20, "save_model": False}
     specs = [tiny.spec(tmp_path, attention=name, **fields) for name in ("dense", "performer", "linformer")]
     script = (
@@ -52,7 +52,7 @@ def test_a_grid_on_a_cluster_equals_a_serial_one_though_a_worker_is_killed(tmp_p
     )
     while not checkpoint.exists() and process.poll() is None:
         time.sleep(0.02)
-    for number in workers(process.pid):
+    for number in workers(process.pid):  # one of them is making the first run
         os.kill(number, signal.SIGKILL)
     said, _ = process.communicate()
     assert process.returncode == 0
@@ -85,8 +85,8 @@ def test_no_cluster_is_one_line(tmp_path):
 
 
 def test_a_sweep_on_a_cluster(tmp_path):
-    said, spec = [], sweep.SweepSpec.from_dict(values(tmp_path, tmp_path / "sweep", seeds=[1]))
+    said, spec = [], sweep.SweepSpec.from_dict(values(tmp_path, tmp_path / "sweep", seeds=[1], n_trials=2))
     made = list(sweep.run(spec, progress=False, ray="local", say=lambda spec, record: said.append(record)))
-    assert len(said) == 3
+    assert len(said) == 2
     assert {record.status for record in said} <= {"ok", "stopped"}
     assert [record.status for _, record in made] == ["ok"]

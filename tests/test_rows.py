@@ -7,7 +7,7 @@ import encoders
 from bakeoff import checkpoints
 from bakeoff import rows as rows_module
 from bakeoff.attention import ATTENTIONS, longformer
-from bakeoff.encoder import FIRST_TOKEN
+from bakeoff.encoder import FIRST_ONLY
 from bakeoff.rows import align, pack
 
 KEEP = torch.tensor([[1, 1, 1, 1, 1, 1], [1, 1, 0, 0, 0, 0], [0, 0, 0, 1, 1, 1], [1, 0, 1, 0, 0, 1]]).bool()
@@ -91,7 +91,7 @@ def test_a_packed_encoder_computes_the_same(tmp_path, family, attention, one_by_
 
 
 @pytest.mark.parametrize("padding", ["much", "none", "little", "no mask", "left"])
-@pytest.mark.parametrize("family", [*FIRST_TOKEN, "distilbert"])
+@pytest.mark.parametrize("family", [*FIRST_ONLY, "distilbert"])
 def test_the_last_layer_works_for_what_the_classifier_reads(tmp_path, family, padding):
     """Feed-forward of one token a row in the last layer, and of all where someone else reads them."""
     encoders.save(tmp_path, family)
@@ -106,16 +106,39 @@ def test_the_last_layer_works_for_what_the_classifier_reads(tmp_path, family, pa
     seen = []
     norms = [m for m in model.model.base_model.modules() if isinstance(m, torch.nn.LayerNorm)]
     norms[-1].register_forward_hook(lambda m, args, out: seen.append(out[..., 0].numel()))
-    with torch.no_grad():
-        logits = model(**inputs).logits
-        expected = model(**inputs, output_hidden_states=True).logits
-        body = model.model.base_model(**inputs)[0]
-    told = 1 if padding == "left" else 4  # rows whose first place holds a token
-    torch.testing.assert_close(logits[:told], expected[:told], rtol=1e-5, atol=1e-5)
+    told, results = (1 if padding == "left" else 4), []  # rows whose first place holds a token
+    for shown in (False, True):
+        model.zero_grad()
+        logits = model(**inputs, output_hidden_states=shown).logits[:told]
+        logits.square().sum().backward()
+        results.append([logits.detach(), *(p.grad for p in model.parameters() if p.grad is not None)])
+    for ours, expected in zip(*results, strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
+    body = model.model.base_model(**inputs)[0]
     assert body.shape[:2] == (4, 40)
-    few = family in FIRST_TOKEN and padding != "left"
+    few = family in FIRST_ONLY and padding != "left"
     tokens = sum(lengths) if padding in ("much", "left") else 160
     assert seen == [4 if few else tokens, 160, tokens]
+
+
+def test_calls_that_meet_in_one_backward_keep_their_rows(tmp_path):
+    """Layers that are computed anew find the rows of their own call."""
+    encoders.save(tmp_path, "bert")
+    model = checkpoints.load(tmp_path, "dense").train()
+    inputs = encoders.batch(B=4, N=40)
+    calls = []
+    for lengths in ((40, 5, 18, 15), (40, 15, 18, 5)):
+        mask = (torch.arange(40) < torch.tensor(lengths)[:, None]).long()
+        calls.append(inputs | {"attention_mask": mask, "labels": torch.tensor([0, 1, 1, 0])})
+    gradients = []
+    for checkpointing in (False, True):
+        if checkpointing:
+            model.gradient_checkpointing_enable()
+        model.zero_grad()
+        sum(model(**call).loss for call in calls).backward()
+        gradients.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
+    for ours, expected in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, expected)
 
 
 @pytest.mark.parametrize("packed", [True, False])

@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 
 import tiny
-from bakeoff import runs
+from bakeoff import runs, train
+from bakeoff.errors import BakeoffError
 
 KILLS = int(os.environ.get("BAKEOFF_KILLS", "1"))
 TRAINING = {
@@ -95,23 +96,17 @@ def test_kill_9_at_random_moments_loses_nothing(tmp_path, kind):
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a disk without room is Linux's /dev/full")
 @pytest.mark.parametrize("name", [runs.RECORD, runs.PREDICTIONS])
 def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path, name):
-    line = command("run", tmp_path, tmp_path / "out")
-    whole = subprocess.run(command("run", tmp_path, tmp_path / "whole"), capture_output=True, check=True)
-    assert whole.returncode == 0
-    (place,) = records(tmp_path / "whole")
-    folder = tmp_path / "out" / place
+    wanted = train.run(tiny.spec(tmp_path, num_train_epochs=1), progress=False)
+    spec = tiny.spec(tmp_path, num_train_epochs=1, output_dir=str(tmp_path / "full"))
+    folder = tmp_path / "full" / spec.run_id()
     folder.mkdir(parents=True)
     (folder / f"{name}.tmp").symlink_to("/dev/full")
-    failed = subprocess.run(line, capture_output=True, text=True)
-    assert failed.returncode == 2
-    said = failed.stderr.splitlines()[-1]
-    assert said.startswith(f"error: cannot write {folder / name} (No space left on device); make room")
-    assert "Traceback" not in failed.stderr
-    (folder / f"{name}.tmp").unlink()
-    assert subprocess.run(line, capture_output=True).returncode == 0
-    (found,), (wanted,) = records(tmp_path / "out").values(), records(tmp_path / "whole").values()
-    assert found.metrics == wanted.metrics
+    with pytest.raises(BakeoffError, match=r"cannot write .*\(No space left on device\); make room there"):
+        train.run(spec, progress=False)
+    (folder / f"{name}.tmp").unlink(missing_ok=True)
+    found = train.run(spec, progress=False)
     assert found.status == "ok"
+    assert found.metrics == wanted.metrics
 
 
 def test_checkpoints_that_find_no_room_end_in_a_record_and_the_run_in_its_result(tmp_path):

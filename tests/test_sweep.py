@@ -79,7 +79,7 @@ def test_a_trial_that_lags_is_stopped(shared, tmp_path, monkeypatch):
     spec = SweepSpec.from_dict(values(shared, tmp_path / "sweep", n_trials=7, seeds=[1]))
     numbers, stopped = iter(range(7)), []
 
-    def run(specs, *, progress, watch=None):
+    def run(specs, *, progress, watch=None, ray=None):
         return [(spec, cell(spec, watch)) for spec in specs]
 
     def cell(run, watch):

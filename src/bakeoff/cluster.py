@@ -10,7 +10,9 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import signal
 import socket
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
@@ -19,8 +21,16 @@ from bakeoff.errors import BakeoffError
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+IN_TASK = "BAKEOFF_IN_RAY_TASK"  # in the environment of what a task starts
 LOCAL = "local"  # as Ray names a cluster of this machine alone, for as long as it is needed
 _RETRIES = 3  # of a task whose worker died
+_SETTINGS = {  # of Ray, where the user has not set them
+    "RAY_USAGE_STATS_ENABLED": "0",  # it would report home
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_task_oom_retries": str(_RETRIES),  # it would try for ever
+    "RAY_memory_monitor_refresh_ms": "0",  # what is too large the system kills, and the grid records
+    "RAY_worker_niceness": "0",  # seconds are recorded
+}
 
 
 class LostError(Exception):
@@ -52,12 +62,15 @@ def each(
 def _result(ray: Any, reference: Any) -> Any:
     try:
         return ray.get(reference)
-    except ray.exceptions.RayTaskError as error:  # what the call itself raised
-        raise error.cause from None
-    except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError) as error:
-        return LostError(f"its worker died {_RETRIES + 1} times ({_line(error)})")
+    except ray.exceptions.RayTaskError as error:  # what the call raised, or that it cannot be made there
+        if isinstance(error.cause, BakeoffError):
+            raise error.cause from None
+        raise BakeoffError(
+            f"a task on the cluster failed ({type(error.cause).__name__}: {_line(error.cause)}); its "
+            "machines need this library in this version."
+        ) from None
     except ray.exceptions.RayError as error:
-        return LostError(_line(error))
+        return LostError(f"its worker died {_RETRIES + 1} times ({_line(error)})")
 
 
 def _call(folder: str, function: Callable[[Any], Any], item: Any) -> Any:
@@ -67,18 +80,20 @@ def _call(folder: str, function: Callable[[Any], Any], item: Any) -> Any:
         raise BakeoffError(
             f"a machine of the cluster has no {folder} ({error.strerror}); share that folder among them all."
         ) from None
+    os.environ[IN_TASK] = "1"
     return function(item)
 
 
 @contextlib.contextmanager
 def _connected(address: str) -> Iterator[Any]:
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would report home
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    for name, value in _SETTINGS.items():
+        os.environ.setdefault(name, value)
     try:
         import ray
     except ImportError:
         raise BakeoffError("--ray needs Ray: pip install 'bakeoff[ray]'.") from None
     local = {"include_dashboard": False} if address == LOCAL else {}
+    terminate = signal.getsignal(signal.SIGTERM)
     try:
         _reach(address)
         ray.init(address=address, log_to_driver=False, logging_level="ERROR", **local)
@@ -91,6 +106,8 @@ def _connected(address: str) -> Iterator[Any]:
         yield ray
     finally:
         ray.shutdown()  # ends the workers; a run in one of them saves and ends, since its parent is gone
+        if threading.current_thread() is threading.main_thread():  # Ray has put its own in its place
+            signal.signal(signal.SIGTERM, terminate)
 
 
 def _reach(address: str) -> None:

@@ -45,7 +45,7 @@ Rows = Aligned | Packed
 
 #: Families whose classifier reads the first token alone, and the module of a layer in which attention's
 #: output meets the residual: behind it, the last layer has work for that token only. One line a family.
-FIRST_TOKEN: dict[str, str] = {
+FIRST_ONLY: dict[str, str] = {
     "bert": "attention.output",
     "camembert": "attention.output",
     "data2vec-text": "attention.output",
@@ -375,7 +375,7 @@ def _remember_input(
 def _find_rows(packs: bool, encoder: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Before the encoder: how this batch's real tokens come together, for all layers."""
     kwargs = dict(kwargs)
-    first_only = kwargs.pop("first_token_only", False)
+    first_only = kwargs.pop("first_only", False)
     # Someone who reads what is between the layers expects it in its places.
     shown = kwargs.get("output_hidden_states") or encoder.config.output_hidden_states
     looks = packs and not shown and not torch.compiler.is_compiling()
@@ -412,19 +412,23 @@ def _leave_packed(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, An
     return rows.unpack(output) if isinstance(output, Tensor) else (rows.unpack(output[0]), *output[1:])
 
 
-class _FirstTokens:
-    """Lets a layer go on behind its attention with each row's first token, where nobody reads the others."""
+def _mark_first_tokens(
+    attention: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: tuple[Any, ...]
+) -> None:
+    """After the last layer's attention, which is told of the rows: where its output is read, say so on it.
 
-    rows: Rows | None = None
+    On the output and not on a module, so that calls of the model, in threads or for a backward pass that
+    computes a layer anew, do not meet.
+    """
+    rows = kwargs.get("rows")
+    if rows is not None and rows.first_only:
+        output[0].bakeoff_first_tokens = rows.first_tokens
 
-    def enter(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Before the layer, of which only this call is told of the rows."""
-        rows = kwargs.get("rows")
-        self.rows = rows if rows is not None and rows.first_only else None
 
-    def keep(self, residual: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        """Before attention's output meets the residual."""
-        return None if self.rows is None else tuple(self.rows.first_tokens(x) for x in args)
+def _keep_first_tokens(residual: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    """Before that output meets the residual: each row's first token of both."""
+    first_tokens = getattr(args[0], "bakeoff_first_tokens", None)
+    return None if first_tokens is None else tuple(map(first_tokens, args))
 
 
 class _Bakeoff(PreTrainedModel):
@@ -462,12 +466,13 @@ class _Bakeoff(PreTrainedModel):
             for layer in layers:
                 layer.register_forward_pre_hook(_enter_packed, with_kwargs=True)
             layers[-1].register_forward_hook(_leave_packed, with_kwargs=True)
-        residual = FIRST_TOKEN.get(self.model.config.model_type) if self.classifies else None
-        self.first_token_only = packs and residual is not None
-        if packs and residual is not None:
-            first = _FirstTokens()
-            layers[-1].register_forward_pre_hook(first.enter, with_kwargs=True)
-            layers[-1].get_submodule(residual).register_forward_pre_hook(first.keep)
+        residual = FIRST_ONLY.get(self.model.config.model_type)
+        chunks = getattr(self.model.config, "chunk_size_feed_forward", 0)  # of the tokens, which would be one
+        self.first_only = packs and self.classifies and residual is not None and not chunks
+        if self.first_only:
+            attention = self.model.get_submodule(self.sites[-1].path)
+            attention.register_forward_hook(_mark_first_tokens, with_kwargs=True)
+            layers[-1].get_submodule(str(residual)).register_forward_pre_hook(_keep_first_tokens)
 
     def _install(self, index: int, site: Site, encoder_config: PreTrainedConfig) -> None:
         mechanism = site.build(index, encoder_config, self.max_tokens, self.config)
@@ -548,8 +553,8 @@ class _Bakeoff(PreTrainedModel):
                 f"{length} tokens, but the encoder has positions for {self.max_tokens}: truncate, or extend "
                 f"it with bakeoff convert … --max-length {length}."
             )
-        if self.first_token_only:
-            kwargs["first_token_only"] = True
+        if self.first_only:
+            kwargs["first_only"] = True
         return self.model(**{k: v for k, v in given.items() if v is not None}, **kwargs)
 
 

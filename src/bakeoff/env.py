@@ -95,12 +95,14 @@ def keep_freed_memory() -> None:
     """Let this process keep freed memory for what it allocates next, where the C library is GNU's.
 
     A step of training on a CPU frees large tensors and asks for the same sizes again. By default each goes
-    back to the system, which clears every page of it for the next: see docs/performance.md.
+    back to the system, which clears every page of it for the next: see docs/performance.md. It holds for as
+    long as the process lives; what an earlier run in it has freed is given back first.
     """
     import torch
 
     if platform.libc_ver()[0] == "glibc" and not torch.cuda.is_available():
         libc = ctypes.CDLL(None)
+        libc.malloc_trim(0)
         libc.mallopt(_M_MMAP_MAX, 0)
         libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 

@@ -64,8 +64,11 @@ def run(
         ray: the address of a Ray cluster that makes the runs in parallel, as `cluster.each` takes it.
     """
     if ray is not None:
+        assert watch is None  # noqa: S101  # a call from the cluster would be needed
         for spec, made in cluster.each(_one, specs, ray):
-            yield spec, _lost(spec, made) if isinstance(made, cluster.LostError) else made
+            if isinstance(made, cluster.LostError):  # the run itself may have been done by then
+                made = runs.finished(spec) or _lost(spec, made)
+            yield spec, made
         return
     waiting = deque(specs)
     elsewhere = 0  # of those that wait, one after another, found in the hands of another process
@@ -207,6 +210,10 @@ def _call(
         parent.send(_Question(question))
         return parent.recv()
 
+    if (
+        cluster.IN_TASK in os.environ
+    ):  # Ray kills what it finds in its worker's group, in the middle of a step
+        os.setpgrp()
     quiet()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt_once)

@@ -160,9 +160,10 @@ def whole(path: Path) -> Iterator[Path]:
         yield temporary
         temporary.replace(path)
     except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else error
         raise BakeoffError(
-            f"cannot write {path} ({error.strerror or error}); make room there, or choose another "
-            "--output-dir, and start again: what is finished is kept, and what is not resumes."
+            f"cannot write {path} ({reason}); make room there, or choose another --output-dir, and start "
+            "again: what is finished is kept, and what is not resumes."
         ) from None
 
 

@@ -178,11 +178,15 @@ def run(
         if ray is None:
             _trial(sweep, storage, progress, say)
             continue
+        lost = []
         for _, made in cluster.each(functools.partial(_told, sweep, storage), range(missing), ray):
             if isinstance(made, cluster.LostError):
-                raise BakeoffError(f"a trial was lost: {made}; start the sweep again.")
+                lost.append(made)
+                continue
             for spec, record in made:
                 say(spec, record)
+        if len(lost) == missing:
+            raise BakeoffError(f"every trial was lost ({lost[0]}); start the sweep again.")
     if not (done := [trial for trial in _ended(study)[: sweep.n_trials] if trial.state.name == "COMPLETE"]):
         why = {trial.user_attrs.get(_FAILED, "") for trial in study.get_trials(deepcopy=False)}
         raise BakeoffError(f"no trial of the sweep ended well: {'; '.join(sorted(why))}.")

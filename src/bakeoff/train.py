@@ -37,7 +37,8 @@ def run(spec: RunSpec, *, progress: bool = True, watch: Watch | None = None) -> 
         watch: is told of every evaluation during training (`eval_steps`), and may end the run there.
 
     Raises:
-        BakeoffError: the input is bad; nothing was trained and nothing written.
+        BakeoffError: the input is bad, and nothing was trained; or a file could not be written, and the run
+            resumes.
         KeyboardInterrupt: after a record of status `cancelled` was written.
     """
     if (done := runs.finished(spec)) is not None:
@@ -84,7 +85,7 @@ def _record(
     except Stopped as stop:
         record = dataclasses.replace(record, status="stopped", error=str(stop), history=stop.history)
         shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
-    except BakeoffError:  # an encoder whose weights are bad input
+    except BakeoffError:  # an encoder whose weights are bad input, or a full disk
         raise
     except Exception as error:  # whatever else went wrong belongs into the record
         record = dataclasses.replace(
