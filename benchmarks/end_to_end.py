@@ -257,16 +257,12 @@ def one(given: str) -> None:
     """Measure one subject in this process."""
     import contextlib
 
-    from bakeoff import env
-
-    values = json.loads(given)
-    if "way" not in values:
-        env.use_large_pages()  # as the command line does
     from bakeoff import preparation
     from bakeoff.logs import quiet
     from bakeoff.spec import RunSpec
 
     quiet()
+    values = json.loads(given)
     spec, _ = preparation.resolve(RunSpec.from_dict(values["spec"]))
     with contextlib.redirect_stdout(sys.stderr):
         figures = by_trainer(spec, **values["way"]) if "way" in values else by_bakeoff(spec)

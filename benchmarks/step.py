@@ -3,8 +3,8 @@
     python benchmarks/step.py sst2 MIRROR bench/step
 
 A line a measure, on top of those before: padding by batch in place of `max_length`, rows of similar length
-together, memory that is kept and in large pages, and this library's encoder in place of transformers' own,
-without padding and with a last layer for the first token alone. Every line gets a process of its own, and
+together, and this library's encoder in place of transformers' own, without padding and with a last layer for
+the first token alone. Every line gets a process of its own, and
 rounds are interleaved. Milliseconds are the mean over the steps of a round, and the median of rounds.
 """
 
@@ -21,7 +21,7 @@ from typing import Any
 
 import typer
 
-MEASURES = ("padded to the maximum", "padded by batch", "grouped by length", "memory kept", "bakeoff, dense")
+MEASURES = ("padded to the maximum", "padded by batch", "grouped by length", "bakeoff, dense")
 PARTS = ("forward", "backward", "clip", "AdamW", "all")
 WARM_UP = 3  # steps
 
@@ -64,11 +64,6 @@ def table(measured: dict[str, list[dict[str, float]]]) -> str:
 
 def one(spec_values: dict[str, Any], level: int, steps: int) -> dict[str, float]:
     """Milliseconds a step by part, of steps spread over the order of rows."""
-    from bakeoff import env
-
-    if level >= MEASURES.index("memory kept"):
-        env.use_large_pages()
-        env.keep_freed_memory()
     import torch
     from transformers import AutoModelForSequenceClassification
 

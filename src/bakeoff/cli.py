@@ -555,7 +555,6 @@ def ls(
 
 def main() -> None:
     """Run the command line; bad input is one line on stderr and exit code 2."""
-    env.use_large_pages()
     try:
         app()
     except BakeoffError as error:

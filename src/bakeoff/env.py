@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import platform
 import resource
@@ -14,7 +13,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of malloc.h
 _PACKAGES = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "safetensors", "numpy")
 
 
@@ -84,27 +82,6 @@ def peak_memory(fresh: bool) -> tuple[int, str]:
     unit = 1 if sys.platform == "darwin" else 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     return peak, "peak resident set of the process since it started"
-
-
-def use_large_pages() -> None:
-    """Let torch ask for large pages, to be called before torch is imported: see docs/performance.md."""
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-
-
-def keep_freed_memory() -> None:
-    """Let this process keep freed memory for what it allocates next, where the C library is GNU's.
-
-    A step of training on a CPU frees large tensors and asks for the same sizes again. By default each goes
-    back to the system, which clears every page of it for the next: see docs/performance.md. It holds for as
-    long as the process lives; what an earlier run in it has freed is given back first.
-    """
-    import torch
-
-    if platform.libc_ver()[0] == "glibc" and not torch.cuda.is_available():
-        libc = ctypes.CDLL(None)
-        libc.malloc_trim(0)
-        libc.mallopt(_M_MMAP_MAX, 0)
-        libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 @contextlib.contextmanager

@@ -72,7 +72,6 @@ def _record(
         data=prepared.data,
     )
     interrupted = False
-    env.keep_freed_memory()
     try:
         fresh = env.reset_peak_memory()
         with env.memory_limit(parse_size(spec.max_memory, "max_memory") if spec.max_memory else None):
