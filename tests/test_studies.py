@@ -21,16 +21,16 @@ LAYOUTS = {
 }
 
 
-def test_the_sweep_is_valid():
-    path = STUDIES / "sweep.yaml"
+@pytest.mark.parametrize("name", ATTENTIONS)
+def test_every_mechanism_has_a_valid_sweep(name):
+    path = STUDIES / "sweeps" / f"{name}.yaml"
     sweep = SweepSpec.from_dict(load_yaml(path), str(path))
     preparation.resolve(sweep.best({name: _end(space, "high") for name, space in sweep.search.items()})[0])
-    assert f"bakeoff sweep studies/{path.name}" in path.read_text()
+    assert sweep.best({})[0].attention.name == name
+    assert f"bakeoff sweep studies/sweeps/{path.name}" in path.read_text()
 
 
-@pytest.mark.parametrize(
-    "path", sorted({*STUDIES.glob("*.yaml")} - {STUDIES / "sweep.yaml"}), ids=lambda path: path.stem
-)
+@pytest.mark.parametrize("path", sorted(STUDIES.glob("*.yaml")), ids=lambda path: path.stem)
 def test_grids_are_valid(path):
     cells = list(GridSpec.from_dict(load_yaml(path), str(path)).runs())
     if not path.stem.startswith("ablation"):

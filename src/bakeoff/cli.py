@@ -222,7 +222,7 @@ def grid(
     epilog="""
 Examples:
 
-    bakeoff sweep studies/sweep.yaml --data-dir mirror
+    bakeoff sweep studies/sweeps/performer.yaml --data-dir mirror
 
     bakeoff sweep sweep.yaml --storage postgresql://host/db  (on every machine that is to take part)
 """
