@@ -188,6 +188,16 @@ def test_bigbird_draws_differ_between_heads_and_cover_blocks_evenly():
     assert ((eligible - 1600 / 15).abs() < 5 * (1600 / 15) ** 0.5).all()
 
 
+def test_bigbird_draws_of_neighbouring_blocks_tell_nothing_of_each_other():
+    """A row's choice, moved by the distance of the rows, is another row's no oftener than by chance."""
+    blocks = 64
+    attended, _ = make("bigbird").attended_blocks(torch.tensor([blocks]), blocks)
+    drawn = attended[0, :, :, 5]  # (H, blocks)
+    for step in (-1, 1):
+        moved = (drawn[:, 1:] - drawn[:, :-1] == step).double().mean()
+        assert moved < 0.08  # one in 60 by chance
+
+
 DEGENERATE = {
     "performer": {"global_tokens": 90},
     "longformer": {"window": 200, "global_tokens": 0},

@@ -214,8 +214,8 @@ def _hash(seed: int, layer: int, heads: int, blocks: int, device: torch.device) 
     h = torch.arange(heads, device=device)[:, None, None]
     i = torch.arange(blocks, device=device)[None, :, None]
     j = torch.arange(blocks, device=device)[None, None, :]
-    x = ((seed * 1009 + layer) * 1009 + h) * 1_000_003 + i
-    for coordinate in (j, 0x5DEECE66D):
+    x = ((seed * 1009 + layer) * 1009 + h) * 1_000_003
+    for coordinate in (i, j, 0x5DEECE66D):  # in turn: by their sum, a whole anti-diagonal would share one
         x = (x + coordinate) * -7046029254386353131  # 0x9E3779B97F4A7C15 as a signed number; wraps
         x = (x ^ ((x >> 30) & 0x3FFFFFFFF)) * -4658895280553007687  # 0xBF58476D1CE4E5B9
         x = (x ^ ((x >> 27) & 0x1FFFFFFFFF)) * -7723592293110705685  # 0x94D049BB133111EB

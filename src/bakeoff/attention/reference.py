@@ -193,8 +193,8 @@ def _softmax(scores: Tensor, allowed: Tensor) -> Tensor:
 def _random(seed: int, layer: int, head: int, i: int, j: int) -> int:
     """BigBird's hash of a (layer, head, query block, key block), on Python's unbounded integers."""
     mask = (1 << 64) - 1
-    x = ((seed * 1009 + layer) * 1009 + head) * 1_000_003 + i
-    for coordinate in (j, 0x5DEECE66D):
+    x = ((seed * 1009 + layer) * 1009 + head) * 1_000_003
+    for coordinate in (i, j, 0x5DEECE66D):
         x = (x + coordinate) * 0x9E3779B97F4A7C15 & mask
         x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 & mask
         x = (x ^ x >> 27) * 0x94D049BB133111EB & mask
