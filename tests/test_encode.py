@@ -1,5 +1,8 @@
 """Encoding with a tokenizer small enough to count by hand."""
 
+import copy
+import dataclasses
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -127,3 +130,46 @@ def test_the_fingerprint_sees_texts_labels_order_and_parts() -> None:
         (examples(("c", "d"), ("a", "b"), labels=[1, 0]), two),
     ]
     assert len({seen, *(encode.fingerprint(*pair) for pair in others)}) == len(others) + 1
+
+
+def test_token_ids_are_kept_for_the_next_run(tokenizer: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    rows = examples(("a b",), ("a b c d a b",), ("d",))
+    first = encode.encode(rows, tokenizer, 5, tmp_path / "kept")
+    (kept,) = (tmp_path / "kept").iterdir()
+    monkeypatch.setattr(encode, "_tokenize", None)  # whatever would tokenise again fails
+    again = encode.encode(rows, tokenizer, 5, tmp_path / "kept")
+    assert again.dataset[:] == first.dataset[:]
+    assert dataclasses.replace(again, dataset=first.dataset) == first
+    other_labels = dataclasses.replace(rows, labels=[1, 1, 1])
+    for changed in ((other_labels, tokenizer, 5), (rows, tokenizer, 4), (rows, lowercase(tokenizer), 5)):
+        with pytest.raises(TypeError):
+            encode.encode(*changed, tmp_path / "kept")
+    assert [*(tmp_path / "kept").iterdir()] == [kept]
+
+
+@pytest.mark.parametrize("damage", ["cut", "other rows", "not arrow"])
+def test_damaged_token_ids_are_made_anew(tokenizer: Any, tmp_path: Path, damage: str) -> None:
+    rows = examples(("a b",), ("a b c d a b",), ("d",))
+    first = encode.encode(rows, tokenizer, 5, tmp_path)
+    (kept,) = tmp_path.iterdir()
+    whole = kept.read_bytes()
+    if damage == "other rows":
+        encode.encode(examples(("a",)), tokenizer, 5, tmp_path / "other")
+        next((tmp_path / "other").iterdir()).replace(kept)
+    else:
+        kept.write_bytes(whole[: len(whole) // 2] if damage == "cut" else b"nothing of the kind")
+    assert encode.encode(rows, tokenizer, 5, tmp_path).dataset[:] == first.dataset[:]
+    assert kept.stat().st_size == len(whole)
+
+
+def test_a_folder_that_cannot_be_written_costs_time_alone(tokenizer: Any, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    rows = examples(("a b",))
+    made = encode.encode(rows, tokenizer, 5, tmp_path / "file")
+    assert made.dataset[:] == encode.encode(rows, tokenizer, 5).dataset[:]
+
+
+def lowercase(tokenizer: Any) -> Any:
+    changed = copy.deepcopy(tokenizer)
+    changed.backend_tokenizer.normalizer = tokenizers.normalizers.Lowercase()
+    return changed

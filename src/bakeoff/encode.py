@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import math
+import os
 from collections import Counter
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bakeoff.runs import Split
@@ -14,14 +17,16 @@ from bakeoff.tasks import Examples
 
 if TYPE_CHECKING:
     import datasets
+    import pyarrow as pa
 
 _BATCH = 1_000
 _QUANTILES = ("0.5", "0.95", "1.0")
+_WHOLE = "length before truncation"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Encoded:
-    """A part as token ids, in memory, with its lengths in tokens before truncation.
+    """A part as token ids, with its lengths in tokens before truncation.
 
     `dataset` holds `input_ids`, `labels`, `length` (after truncation) and, where the tokenizer gives them,
     `token_type_ids`; there is no padding, and so no attention mask.
@@ -33,21 +38,45 @@ class Encoded:
     share_truncated: float
 
 
-def encode(examples: Examples, tokenizer: Any, max_length: int) -> Encoded:
+def encode(examples: Examples, tokenizer: Any, max_length: int, cache: Path | None = None) -> Encoded:
     """Tokenise `examples` to at most `max_length` tokens, special tokens included.
 
     A pair is shortened from the end of its longer text. Only what is too long is tokenised twice.
+
+    Args:
+        examples: texts and labels.
+        tokenizer: of the encoder.
+        max_length: in tokens.
+        cache: a folder, made if need be, where token ids of the same texts and labels by the same tokenizer
+            are looked for, and left for the next. One that cannot be written costs time and nothing else.
     """
     import datasets
+
+    path = cache / f"{_key(examples, tokenizer, max_length)}.arrow" if cache and tokenizer.is_fast else None
+    table = _read(path, examples) if path else None
+    if table is None:
+        table = _tokenized(examples, tokenizer, max_length)
+        if path:
+            _write(table, path)
+    lengths = table[_WHOLE].to_pylist()
+    ordered = sorted(lengths)
+    return Encoded(
+        dataset=datasets.Dataset(table.drop_columns(_WHOLE)),
+        lengths=lengths,
+        quantiles={q: ordered[math.ceil(float(q) * len(ordered)) - 1] for q in _QUANTILES},
+        share_truncated=sum(length > max_length for length in lengths) / len(lengths),
+    )
+
+
+def _tokenized(examples: Examples, tokenizer: Any, max_length: int) -> pa.Table:
+    """The dataset's columns, and each text's tokens before truncation."""
     import pyarrow as pa
 
-    lengths: list[int] = []
     batches = []
     for start in range(0, len(examples.texts), _BATCH):
         texts = examples.texts[start : start + _BATCH]
         columns = _tokenize(tokenizer, texts, truncation=False)
         whole = [len(ids) for ids in columns["input_ids"]]
-        lengths += whole
         long = [row for row, length in enumerate(whole) if length > max_length]
         if long:
             cut = _tokenize(
@@ -59,14 +88,55 @@ def encode(examples: Examples, tokenizer: Any, max_length: int) -> Encoded:
         arrays = {name: pa.array(values, pa.list_(pa.int32())) for name, values in columns.items()}
         arrays["labels"] = pa.array(examples.labels[start : start + _BATCH], pa.int64())
         arrays["length"] = pa.array([len(ids) for ids in columns["input_ids"]], pa.int64())
+        arrays[_WHOLE] = pa.array(whole, pa.int64())
         batches.append(pa.table(arrays))
-    ordered = sorted(lengths)
-    return Encoded(
-        dataset=datasets.Dataset(pa.concat_tables(batches)),
-        lengths=lengths,
-        quantiles={q: ordered[math.ceil(float(q) * len(ordered)) - 1] for q in _QUANTILES},
-        share_truncated=sum(length > max_length for length in lengths) / len(lengths),
-    )
+    return pa.concat_tables(batches)
+
+
+def _key(examples: Examples, tokenizer: Any, max_length: int) -> str:
+    """Equal where the token ids are: by texts, labels, everything the tokenizer does, and the length."""
+    import tokenizers
+
+    backend = json.loads(tokenizer.backend_tokenizer.to_str())
+    backend["truncation"] = backend["padding"] = None  # what its last call set
+    digest = hashlib.sha256()
+    for part in (
+        examples.texts,
+        examples.labels,
+        max_length,
+        backend,
+        tokenizer.model_input_names,
+        tokenizers.__version__,
+    ):
+        digest.update(json.dumps(part).encode() + b"\n")
+    return digest.hexdigest()
+
+
+def _read(path: Path, examples: Examples) -> pa.Table | None:
+    """What `_write` left for these examples, mapped rather than read; None if it is not there and whole."""
+    import pyarrow as pa
+
+    try:
+        with pa.memory_map(str(path)) as file:
+            table = pa.ipc.open_file(file).read_all()
+        table.validate(full=True)
+        return table if table["labels"].to_pylist() == examples.labels else None
+    except (OSError, KeyError, pa.ArrowException):
+        return None
+
+
+def _write(table: pa.Table, path: Path) -> None:
+    import pyarrow as pa
+
+    temporary = path.with_name(f"{path.name}.{os.getpid()}")  # runs side by side may write the same
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with pa.OSFile(str(temporary), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+            writer.write_table(table)
+        temporary.replace(path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def describe(encoded: Encoded, examples: Examples, labels: tuple[str, ...]) -> Split:

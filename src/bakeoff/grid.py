@@ -151,7 +151,7 @@ def _resolve(specs: Sequence[RunSpec]) -> None:
 def _prepare(spec: RunSpec) -> None:
     from bakeoff import preparation
 
-    preparation.prepare(spec)
+    preparation.prepare(spec, runs.encoded_folder(spec))
 
 
 def _train(spec: RunSpec, progress: bool, ask: Watch | None = None) -> runs.RunRecord:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, SchedulerType, set_seed
 from transformers.integrations import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
@@ -47,8 +48,12 @@ class Prepared:
         )
 
 
-def prepare(spec: RunSpec) -> Prepared:
+def prepare(spec: RunSpec, cache: Path | None = None) -> Prepared:
     """Resolve a spec and read its data.
+
+    Args:
+        spec: what to run.
+        cache: a folder for token ids, as `encode.encode` takes it.
 
     Raises:
         BakeoffError: the encoder, its attention or the data are not to be had as asked.
@@ -57,7 +62,9 @@ def prepare(spec: RunSpec) -> Prepared:
     task = tasks.load(spec)
     tokenizer = checkpoints.load_tokenizer(spec.model_name_or_path)
     assert spec.max_length is not None  # resolved  # noqa: S101
-    train, evaluation = (encode.encode(part, tokenizer, spec.max_length) for part in (task.train, task.eval))
+    train, evaluation = (
+        encode.encode(part, tokenizer, spec.max_length, cache) for part in (task.train, task.eval)
+    )
     data = runs.Data(
         task=task.name,
         source=task.source,

@@ -234,6 +234,11 @@ def find(root: Path) -> Iterator[tuple[Path, RunRecord | BakeoffError]]:
             yield path.parent, error
 
 
+def encoded_folder(spec: RunSpec) -> Path:
+    """Where a study's runs share their token ids; it may be deleted at any time."""
+    return Path(spec.output_dir) / ".encoded"
+
+
 def output_folder(spec: RunSpec) -> Path:
     """The folder that holds the runs, made if need be. Raises `BakeoffError` where it cannot be."""
     output = Path(spec.output_dir)

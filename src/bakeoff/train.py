@@ -44,7 +44,7 @@ def run(spec: RunSpec, *, progress: bool = True, watch: Watch | None = None) -> 
     if (done := runs.finished(spec)) is not None:
         return done
     started, clock = datetime.datetime.now(datetime.UTC), time.perf_counter()
-    prepared = prepare(spec)
+    prepared = prepare(spec, runs.encoded_folder(spec))
     folder = runs.output_folder(spec) / spec.run_id()
     folder.mkdir(exist_ok=True)
     with interrupts.terminable(), runs.lock(folder) if env.is_first_process() else contextlib.nullcontext():
