@@ -26,11 +26,11 @@ evaluated on a sample of 200 of 12,432 rows
 - 200 rows and 1 seed are few: differences under about 10.4 points cannot be told from chance.
 - With one seed, an interval is for the evaluation rows alone; another seed may move it further.
 
-| attention         | train loss | train s | eval accuracy % | eval s |    p | seeds |
-|-------------------|-----------:|--------:|----------------:|-------:|-----:|------:|
-| dense             |      0.480 |   100.0 |    85.00 ± 4.95 |    5.0 | best |     1 |
-| performer         |      0.480 |   100.0 |    82.50 ± 5.25 |    5.0 | 0.59 |     1 |
-| always 'positive' |          – |       – |           55.50 |      – |    – |     – |
+| attention         | train loss | train s | eval accuracy % | eval s | ECE % |    p | seeds |
+|-------------------|-----------:|--------:|----------------:|-------:|------:|-----:|------:|
+| dense             |      0.480 |   100.0 |    85.00 ± 4.95 |    5.0 |  3.08 | best |     1 |
+| performer         |      0.480 |   100.0 |    82.50 ± 5.25 |    5.0 |  5.58 | 0.59 |     1 |
+| always 'positive' |          – |       – |           55.50 |      – |     – |    – |     – |
 
 | attention | parameters | of attention | train tokens/s | eval tokens/s | peak memory | cut % | as dense % |
 |-----------|-----------:|-------------:|---------------:|--------------:|------------:|------:|-----------:|

@@ -2,6 +2,7 @@ import math
 
 import numpy as np
 import pytest
+from sklearn.calibration import calibration_curve
 from sklearn.metrics import accuracy_score, f1_score, log_loss
 
 from bakeoff import metrics
@@ -53,3 +54,34 @@ def test_majority_baseline():
 def test_an_unknown_metric_is_refused_with_a_suggestion():
     with pytest.raises(BakeoffError, match="Did you mean 'accuracy'"):
         metrics.compute(["acuracy"], [0], [[1.0, 0.0]])
+
+
+def test_calibration_error_by_hand():
+    """Two of the 15 bins hold answers: three right of four at 0.62 and 0.64, one right of two at 0.9."""
+    confidence = [0.62, 0.62, 0.64, 0.64, 0.9, 0.9]
+    logits = [[math.log(c), math.log(1 - c)] for c in confidence]
+    found = metrics.reliability([0, 0, 0, 1, 0, 1], logits)
+    assert found.counts.tolist() == [0] * 9 + [4, 0, 0, 0, 2, 0]
+    assert found.confidence[[9, 13]] == pytest.approx([0.63, 0.9])
+    assert found.accuracy[[9, 13]] == pytest.approx([0.75, 0.5])
+    assert found.error == pytest.approx(4 / 6 * 0.12 + 2 / 6 * 0.4)
+
+
+@pytest.mark.parametrize("classes", [2, 4])
+def test_reliability_equals_scikit_learn_on_the_answers_given(classes):
+    """`calibration_curve` knows two classes: here those of right and wrong."""
+    rng = np.random.default_rng(classes)
+    labels = rng.integers(0, classes, 500)
+    logits = 2 * rng.normal(size=(500, classes)) + np.eye(classes)[labels]
+    found = metrics.reliability(labels, logits)
+    confidence = metrics.probabilities(logits).max(axis=1)
+    accuracy, mean = calibration_curve(metrics.predicted(logits) == labels, confidence, n_bins=15)
+    full = found.counts > 0
+    assert found.accuracy[full] == pytest.approx(accuracy)
+    assert found.confidence[full] == pytest.approx(mean)
+    assert found.counts.sum() == 500
+
+
+def test_a_sure_and_right_model_has_no_calibration_error_and_a_diverged_one_none_to_tell():
+    assert metrics.reliability([0, 1], [[99.0, 0.0], [0.0, 99.0]]).error == 0
+    assert math.isnan(metrics.reliability([0, 1], [[1.0, 0.0], [math.nan, 0.0]]).error)

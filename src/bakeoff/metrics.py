@@ -75,6 +75,45 @@ def f1_of_confusion(counts: ArrayLike) -> Any:
     return scores[..., 1] if c.shape[-1] == 2 else scores.mean(axis=-1)
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Reliability:
+    """Answers in bins of equal width by their confidence, the probability of the answer itself.
+
+    Attributes:
+        counts: answers in each bin, shape (bins,).
+        confidence: their mean confidence, shape (bins,); NaN in an empty bin.
+        accuracy: the share of them that is right, shape (bins,); NaN in an empty bin.
+    """
+
+    counts: Integers
+    confidence: Floats
+    accuracy: Floats
+
+    @property
+    def error(self) -> float:
+        """The expected calibration error: the mean of |accuracy - confidence| over bins, by their counts.
+
+        Guo et al. 2017, On Calibration of Modern Neural Networks, eq. 3.
+        """
+        gaps = np.abs(self.accuracy - self.confidence)[self.counts > 0]
+        return float(np.average(gaps, weights=self.counts[self.counts > 0]))
+
+
+def reliability(labels: ArrayLike, logits: ArrayLike, bins: int = 15) -> Reliability:
+    """How sure the answers are and how right, by confidence in ((m - 1) / bins, m / bins], m = 1 … bins.
+
+    15 bins of equal width are those of Guo et al. A logit that is not finite makes the error NaN.
+    """
+    confidence, right = probabilities(logits).max(axis=1), predicted(logits) == np.asarray(labels)
+    # NaN is sorted into the last bin.
+    place = np.searchsorted(np.linspace(0, 1, bins + 1)[1:-1], confidence)
+    counts, sure, hits = (
+        np.bincount(place, weights=weights, minlength=bins) for weights in (None, confidence, right)
+    )
+    with np.errstate(invalid="ignore"):
+        return Reliability(counts, sure / counts, hits / counts)
+
+
 def _accuracy(labels: Integers, logits: Floats) -> float:
     from sklearn.metrics import accuracy_score
 

@@ -138,6 +138,7 @@ def _row(label: str, seeds: tuple[Run, ...], baseline: float, lengths: Sequence[
         accuracy=_accuracy(seeds),
         by_length=tuple(_accuracy(seeds, among) for among in lengths),
         f1=_f1(seeds) if "f1" in seeds[0].record.metrics else None,
+        calibration_error=mean(lambda run: metrics.reliability(run.labels, run.logits).error),
         train_loss=mean(lambda run: math.nan if run.record.train_loss is None else run.record.train_loss),
         train_seconds=mean(lambda run: run.cost.train_seconds),
         transfer_seconds=mean(lambda run: run.record.transfer.seconds if run.record.transfer else 0.0)

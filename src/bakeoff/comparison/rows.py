@@ -77,6 +77,7 @@ class Row:
     runs: tuple[Run, ...]
     accuracy: Estimate
     f1: Estimate | None
+    calibration_error: float  # expected, as a share; NaN where a logit is not finite
     train_loss: float
     train_seconds: float
     transfer_seconds: float | None  # of these

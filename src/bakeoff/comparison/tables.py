@@ -193,6 +193,12 @@ COLUMNS: tuple[Column, ...] = (
         "F1 of label 1 for two classes, else the mean over classes, with half of its 95 % interval",
     ),
     Column(
+        "ECE %",
+        lambda r: percent(r.calibration_error) if math.isfinite(r.calibration_error) else "–",
+        lambda r: r.calibration_error if math.isfinite(r.calibration_error) else None,
+        "expected calibration error: how far confidence is from accuracy, in the mean over 15 bins",
+    ),
+    Column(
         "p",
         _best_text,
         lambda r: r.to_best.p if r.to_best else None,
