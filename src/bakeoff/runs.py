@@ -90,7 +90,7 @@ class Transfer:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Transfer:
         """Read what `dataclasses.asdict` gave."""
-        return typing.cast(Transfer, _read(cls, values, "transfer"))
+        return typing.cast(Transfer, from_plain(cls, values, "transfer"))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -145,7 +145,7 @@ class RunRecord:
             raise BakeoffError(
                 f"run record schema {schema!r} is unknown here (newest known: {SCHEMA}); update bakeoff."
             )
-        return typing.cast(RunRecord, _read(cls, values, "record"))
+        return typing.cast(RunRecord, from_plain(cls, values, "record"))
 
 
 @contextlib.contextmanager
@@ -288,8 +288,12 @@ class Predictions:
             raise BakeoffError(f"{path}: not readable as predictions ({error}).") from None
 
 
-def _read(hint: Any, value: Any, where: str) -> Any:
-    """Build the dataclass named by `hint` from plain JSON values, strictly."""
+def from_plain(hint: Any, value: Any, where: str) -> Any:
+    """What `hint` names, such as a dataclass, from plain JSON values, strictly.
+
+    Raises:
+        BakeoffError: a field is unknown, missing or of another type; `where` says which.
+    """
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         if not isinstance(value, Mapping):
@@ -297,18 +301,18 @@ def _read(hint: Any, value: Any, where: str) -> Any:
         hints = typing.get_type_hints(hint)
         if unknown := value.keys() - hints.keys():
             raise BakeoffError(f"{where} has unknown fields: {', '.join(sorted(map(str, unknown)))}.")
-        read = {k: _read(hints[k], v, f"{where}.{k}") for k, v in value.items()}
+        read = {k: from_plain(hints[k], v, f"{where}.{k}") for k, v in value.items()}
         try:
             return hint(**read)
         except TypeError as error:
             raise BakeoffError(f"{where}: {error}.") from None
     if type(None) in args:
         inner = next(a for a in args if a is not type(None))
-        return None if value is None else _read(inner, value, where)
+        return None if value is None else from_plain(inner, value, where)
     if origin is not None and isinstance(value, dict) and len(args) == 2:
-        return {k: _read(args[1], v, f"{where}.{k}") for k, v in value.items()}
+        return {k: from_plain(args[1], v, f"{where}.{k}") for k, v in value.items()}
     if origin is tuple and isinstance(value, list):
-        return tuple(_read(args[0], v, where) for v in value)
+        return tuple(from_plain(args[0], v, where) for v in value)
     if origin is Literal:
         if value not in args:
             raise BakeoffError(f"{where} must be one of {', '.join(args)}, not {value!r}.")

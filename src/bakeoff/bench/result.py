@@ -7,17 +7,20 @@ import json
 import os
 import shlex
 import statistics
+import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bakeoff.comparison.text import markdown_escape
 from bakeoff.errors import BakeoffError
+from bakeoff.runs import from_plain
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 SCHEMA = 1
+BENCH = "bench.json"
 #: A ratio nearer to 1 than this, in either direction, is not told from noise.
 RESOLVED = 1.2
 
@@ -105,13 +108,35 @@ class BenchResult:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> BenchResult:
         """The inverse of `to_dict`."""
-        lists = {"rows": Row, "ratios": Ratio, "crossovers": Crossover}
-        made = {name: tuple(kind(**_tuples(v)) for v in values[name]) for name, kind in lists.items()}
-        return cls(**{**values, **made, "gate": tuple(values["gate"])})
+        return typing.cast(BenchResult, from_plain(cls, values, "benchmark"))
 
 
-def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+def read(path: Path) -> BenchResult:
+    """The result in a `bench.json`, or in the folder that holds one.
+
+    Raises:
+        BakeoffError: there is none, or what is there is none that this version knows.
+    """
+    path = path / BENCH if path.is_dir() else path
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BakeoffError(f"no benchmark at {path}; `bakeoff bench` makes one.") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise BakeoffError(f"{path}: not a benchmark ({error}).") from None
+    try:
+        if not isinstance(values, dict) or values.get("schema") != SCHEMA:
+            raise BakeoffError(f"not a benchmark of schema {SCHEMA}; make it with `bakeoff bench`.")
+        result = BenchResult.from_dict(values)
+        if not result.rows or not all(row.seconds for row in result.rows):
+            raise BakeoffError("a benchmark that holds no times.")
+        needed = {"level", "dtype", "repeats"} - result.settings.keys()
+        needed |= {"device", "threads"} - result.environment.keys()
+        if needed:
+            raise BakeoffError(f"a benchmark that lacks {', '.join(sorted(needed))}.")
+    except BakeoffError as error:
+        raise BakeoffError(f"{path}: {error}") from None
+    return result
 
 
 def row(
@@ -312,7 +337,7 @@ def write(result: BenchResult, output_dir: Path) -> list[Path]:
 
     drawn = picture(result)
     contents = {
-        "bench.json": json.dumps(result.to_dict(), indent=2, ensure_ascii=False) + "\n",
+        BENCH: json.dumps(result.to_dict(), indent=2, ensure_ascii=False) + "\n",
         "bench.md": markdown(result, "bench.svg" if drawn else None),
     } | ({"bench.svg": drawn} if drawn else {})
     try:
