@@ -1,6 +1,8 @@
 import base64
+import dataclasses
 import hashlib
 import json
+import math
 import re
 import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
@@ -9,8 +11,10 @@ from itertools import pairwise
 import pytest
 
 import fixture_runs
-from bakeoff import report
+from bakeoff import report, runs
+from bakeoff.bench import result
 from bakeoff.comparison import compare
+from bakeoff.errors import BakeoffError
 from bakeoff.report import plots
 from bakeoff.report.html import disagreements
 from fixture_runs import write_run
@@ -103,18 +107,174 @@ def test_page_loads_nothing_and_runs_only_its_own_scripts(written):
 
 def test_every_figure_has_a_place_a_name_and_a_caption(written):
     page = Page(written[0]["report.html"])
-    figures = json.loads(page.scripts[0])
-    places = [(a["data-group"], a["data-figure"]) for _, a in page.elements if a.get("class") == "plot"]
-    assert places == [(str(i), str(j)) for i, group in enumerate(figures) for j in range(len(group))]
+    drawn = json.loads(page.scripts[0])
+    places = [a for _, a in page.elements if a.get("class") == "plot"]
+    assert [(a["data-group"], a["data-figure"]) for a in places] == [
+        (str(i), str(j)) for i, group in enumerate(drawn) for j in range(len(group))
+    ]
     ids = {a["id"] for _, a in page.elements if "id" in a}
-    assert all(a["aria-labelledby"] in ids for _, a in page.elements if a.get("class") == "plot")
-    assert all(figure["caption"] and figure["title"] for group in figures for figure in group)
-    assert {f["title"] for f in figures[1]} == {
+    assert all({a["aria-labelledby"], a["aria-describedby"]} <= ids for a in places)
+    figures = plots.figures(written[1].groups[1])
+    assert all(figure.caption in page.text and figure.title in page.text for figure in figures)
+    assert {figure.title for figure in figures} == {
         "Accuracy against cost",
-        "Training loss",
         "Accuracy by length",
+        "Calibration",
         "Confidence",
+        "Training loss",
     }
+
+
+def test_every_figure_says_in_numbers_what_it_draws(written):
+    page = Page(written[0]["report.html"])
+    for figure in plots.figures(written[1].groups[1]):
+        if figure.title == "Accuracy against cost":
+            continue  # the table of the page
+        assert len({len(line) for line in figure.table}) == 1
+        assert all(cell in page.text for line in figure.table for cell in line)
+
+
+def test_a_row_looks_alike_in_every_table_and_unlike_every_other():
+    labels = [f"row {i}" for i in range(24)]
+    styles = plots.styles(labels)
+    assert len(set(styles)) == 24
+    assert plots.styles(labels[::-1]) == styles[::-1]
+
+
+def test_calibration_is_drawn_from_the_answers_of_all_seeds(written):
+    row = next(row for row in written[1].groups[1].rows if row.label == "dense")
+    (figure,) = [f for f in plots.figures(written[1].groups[1]) if f.title == "Calibration"]
+    (trace,) = [t for t in figure.spec["data"] if t["name"] == "dense"]
+    assert trace["x"] == pytest.approx([100 / (1 + math.exp(-2))])  # all answers have logits of +-1
+    assert trace["y"] == pytest.approx([100 * row.accuracy.value])
+    assert trace["customdata"] == [[800, 800]]
+    assert figure.table[-1][1:] == tuple(
+        f"{100 * r.calibration_error:.2f}" for r in written[1].groups[1].rows
+    )
+
+
+def test_evaluations_in_training_end_with_the_run_s_own(tmp_path):
+    history = [
+        {"step": 10.0, "epoch": 0.5, "loss": 0.6},
+        {"step": 10.0, "epoch": 0.5, "eval_accuracy": 0.7, "eval_loss": 0.5},
+        {"step": 20.0, "epoch": 1.0, "loss": 0.4},
+    ]
+    folder = write_run(tmp_path, "dense", range(40))
+    record = runs.load(folder)
+    runs.save(folder, dataclasses.replace(record, history=tuple(history)))
+    found = {figure.title: figure for figure in plots.figures(compare(tmp_path).groups[0])}
+    (trace,) = found["Evaluation accuracy in training"].spec["data"]
+    assert (trace["x"], trace["y"]) == ([10, 20], pytest.approx([70, 90]))
+    (trace,) = found["Evaluation loss in training"].spec["data"]
+    assert trace["y"] == pytest.approx([0.5, record.metrics["loss"].value])
+
+
+def test_a_diverged_run_leaves_a_page_that_reads(tmp_path):
+    """NaN is no JSON, and one in a figure would leave the page without any."""
+    write_run(tmp_path, "dense", logits=[[math.nan, 0.0]] * 400, losses=(0.7, math.nan, math.nan))
+    write_run(tmp_path, "performer", range(40), eval_seconds=math.inf)
+    page = Page(report.write(tmp_path, tmp_path / "out")[1].read_text(encoding="utf-8"))
+    assert json.loads(page.scripts[0], parse_constant=pytest.fail)
+
+
+def test_of_many_classes_the_commonest_mistakes_are_shown(tmp_path):
+    labels = [f"class {i}" for i in range(20)]
+    truth = [i % 20 for i in range(400)]
+    write_run(tmp_path, "dense", range(0, 200, 20), labels=labels, truth=truth)
+    page = Page(report.write(tmp_path, tmp_path / "out")[1].read_text(encoding="utf-8"))
+    assert "the commonest mistakes" in page.text
+    assert "class 0 class 1 10 50.00 %" in page.text
+    assert "confusion" not in {a.get("class") for tag, a in page.elements if tag == "table"}
+
+
+def bench_file(folder, lengths=(128, 512), subject="performer"):
+    """A benchmark as `bakeoff bench` writes it; dense grows with the square of the length."""
+    rows = [
+        result.row(name, name, peer, phase, (n,), (seconds, 1.1 * seconds), 1e9, 1e11, 2**20 * n)
+        for phase in ("inference", "training")
+        for n in lengths
+        for name, peer, seconds in (("dense", None, n * n / 1e6), (subject, None, n / 1e3))
+    ]
+    found = result.BenchResult(
+        created="2026-01-02T03:04:05Z",
+        command="bakeoff bench",
+        environment={
+            "device": "cpu",
+            "threads": 2,
+            "bakeoff": "0",
+            "python": "3",
+            "torch": "2",
+            "transformers": "5",
+        },
+        settings={"level": "attention", "dtype": "fp32", "repeats": 2},
+        gemm_flops_per_second=1e11,
+        gate=(),
+        rows=tuple(rows),
+        ratios=result.ratios(rows),
+        crossovers=result.crossovers(rows),
+    )
+    return result.write(found, folder)[0]
+
+
+def test_a_benchmark_adds_time_and_memory_by_length(call, tmp_path):
+    write_run(tmp_path / "runs", "dense", range(40))
+    path = bench_file(tmp_path / "bench")
+    bench_file(tmp_path / "single", lengths=(64,))
+    code, _, stderr = call(
+        "report", tmp_path / "runs", "--bench", path, "--bench", tmp_path / "single",
+        "--output-dir", tmp_path / "out",
+    )  # fmt: skip
+    assert code == 0, stderr
+    page = Page((tmp_path / "out" / "report.html").read_text(encoding="utf-8"))
+    assert page.open == []
+    _, figures, none = json.loads(page.scripts[0])
+    assert [figure["spec"]["data"][0]["x"] for figure in figures] == [[128, 512]] * 4
+    assert figures[0]["spec"]["data"][0]["y"] == pytest.approx([1.05 * n * n / 1e3 for n in (128, 512)])
+    assert figures[1]["spec"]["data"][0]["y"] == [128, 512]
+    assert none == []
+    for title in ("Inference: time against length", "Training: memory against length", "performer 134.40"):
+        assert title in page.text
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (None, "no benchmark at"),
+        ("{", "not a benchmark"),
+        ("[]", "not a benchmark of schema 1"),
+        ('{"schema": 2}', "not a benchmark of schema 1"),
+        ('{"schema": 1, "rows": 3}', "benchmark.rows has the wrong type"),
+        ('{"schema": 1, "wheels": 3}', "unknown fields: wheels"),
+        ('{"schema": 1}', "missing"),
+    ],
+)
+def test_a_bad_benchmark_is_one_line_and_nothing_is_written(call, tmp_path, text, said):
+    write_run(tmp_path / "runs", "dense", range(40))
+    if text is not None:
+        (tmp_path / "bench.json").write_text(text)
+    code, stdout, stderr = call(
+        "report", tmp_path / "runs", "--bench", tmp_path, "--output-dir", tmp_path / "out"
+    )
+    assert (code, stdout) == (2, "")
+    assert len(stderr.splitlines()) == 1
+    assert said in stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_benchmark_without_times_or_machine_is_refused(tmp_path):
+    values = json.loads(bench_file(tmp_path).read_text())
+    for field, value, said in (("rows", [], "no times"), ("environment", {}, "lacks device, threads")):
+        (tmp_path / "bench.json").write_text(json.dumps({**values, field: value}))
+        with pytest.raises(BakeoffError, match=said):
+            result.read(tmp_path)
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(call, tmp_path):
+    write_run(tmp_path / "runs", "dense", range(40))
+    (tmp_path / "file").write_text("")
+    code, _, stderr = call("report", tmp_path / "runs", "--output-dir", tmp_path / "file" / "out")
+    assert code == 2
+    assert "cannot write to" in stderr
 
 
 def test_hostile_text_stays_text(tmp_path):
@@ -131,7 +291,7 @@ def test_hostile_text_stays_text(tmp_path):
     assert page.text.count("<script>alert(1)</script>") > 5
     assert "{{ 7 * 7 }}" in page.text
     for figure in json.loads(page.scripts[0])[0]:  # Plotly reads a little HTML in names
-        assert all("<" not in trace["name"] for trace in figure["spec"]["data"])
+        assert all("<" not in trace["name"].replace("<br>", "") for trace in figure["spec"]["data"])
     ElementTree.fromstring(files["accuracy-cost.svg"])
     prose = re.sub(r"```yaml\n.*?\n```", "", files["report.md"], flags=re.DOTALL)
     assert re.search(r"(?<!\\)<", prose) is None

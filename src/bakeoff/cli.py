@@ -277,19 +277,25 @@ def compare(
 
 @app.command(
     epilog="""
-Example:
+Examples:
 
     bakeoff report runs --output-dir report
+
+    bakeoff report runs --bench bench
 """
 )
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Folders of runs.")],
     output_dir: Annotated[Path, typer.Option(help="Where report.html and report.md go.")] = Path("report"),
+    bench: Annotated[
+        list[Path] | None,
+        typer.Option(help="A bench.json or its folder: adds time and memory by length; may be repeated."),
+    ] = None,
 ) -> None:
     """Write the comparison as Markdown and as one self-contained HTML page with plots."""
     from bakeoff import report as reports
 
-    for path in reports.write(runs, output_dir):
+    for path in reports.write(runs, output_dir, bench or ()):
         out.print(Text(str(path)))
 
 

@@ -21,6 +21,7 @@ from bakeoff.comparison.rows import Comparison, Failure, Group, Row, Run
 from bakeoff.comparison.tables import (
     COLUMNS,
     columns,
+    finite,
     markdown_parts,
     render_markdown,
     render_terminal,
@@ -37,6 +38,7 @@ __all__ = [
     "Run",
     "columns",
     "compare",
+    "finite",
     "markdown_parts",
     "render_markdown",
     "render_terminal",

@@ -281,7 +281,7 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
         values = {f.name: getattr(group, f.name) for f in dataclasses.fields(group)}
         return {**values, "rows": [row_values(row) for row in group.rows]}
 
-    return _finite(
+    return finite(
         {
             "groups": [group_values(group) for group in comparison.groups],
             "failures": [dataclasses.asdict(failure) for failure in comparison.failures],
@@ -290,10 +290,10 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
     )
 
 
-def _finite(values: Any) -> Any:
+def finite(values: Any) -> Any:
     """JSON values: tuples as lists, and None for figures that are not finite."""
     if isinstance(values, dict):
-        return {key: _finite(value) for key, value in values.items()}
+        return {key: finite(value) for key, value in values.items()}
     if isinstance(values, list | tuple):
-        return [_finite(value) for value in values]
+        return [finite(value) for value in values]
     return None if isinstance(values, float) and not math.isfinite(values) else values

@@ -1,6 +1,7 @@
 """The report of a bake-off: `report.md`, one self-contained `report.html`, and the picture of both.
 
-It is made from run records and predictions alone, and the same folder always gives the same report.
+It is made from run records, predictions and benchmarks' files alone, and the same folder always gives the
+same report.
 """
 
 from __future__ import annotations
@@ -8,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from bakeoff.bench.result import read
 from bakeoff.comparison import compare
+from bakeoff.errors import BakeoffError
 from bakeoff.report.html import page
 from bakeoff.report.markdown import document
 from bakeoff.report.plots import picture
@@ -16,16 +19,31 @@ from bakeoff.report.plots import picture
 PICTURE = "accuracy-cost.svg"
 
 
-def write(root: Path | Sequence[Path], output_dir: Path) -> list[Path]:
-    """Compare the runs below `root` and write the report's files into `output_dir`; returns their paths."""
+def write(root: Path | Sequence[Path], output_dir: Path, bench: Sequence[Path] = ()) -> list[Path]:
+    """Compare the runs below `root` and write the report's files into `output_dir`; returns their paths.
+
+    Args:
+        root: a folder of runs, or several.
+        output_dir: is made where it is not there.
+        bench: benchmarks for the page, each a `bench.json` or the folder that holds one.
+
+    Raises:
+        BakeoffError: there are no runs, a benchmark cannot be read, or the files cannot be written.
+    """
+    benches = [read(Path(path)) for path in bench]
     comparison = compare(root)
     output_dir = Path(output_dir)
-    output_dir.mkdir(parents=True, exist_ok=True)
     contents = {
         "report.md": document(comparison, PICTURE),
-        "report.html": page(comparison),
+        "report.html": page(comparison, benches),
         PICTURE: picture(comparison),
     }
-    for name, text in contents.items():
-        (output_dir / name).write_text(text, encoding="utf-8")
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        for name, text in contents.items():
+            (output_dir / name).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise BakeoffError(
+            f"cannot write to {output_dir} ({error.strerror}); choose another --output-dir."
+        ) from None
     return [output_dir / name for name in contents]

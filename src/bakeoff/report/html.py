@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import dataclasses
 import hashlib
+from collections.abc import Sequence
 from importlib import resources
 from typing import Any
 
@@ -17,16 +18,18 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from bakeoff import metrics
-from bakeoff.comparison import COLUMNS, Comparison, Group, Row, columns
+from bakeoff.bench.result import BenchResult, tables
+from bakeoff.comparison import COLUMNS, Comparison, Group, Row, columns, finite
 from bakeoff.comparison.text import percent, plain
-from bakeoff.report.plots import figures
+from bakeoff.report.plots import Figure, figures, speed, styles, subjects
 from bakeoff.report.reproduce import reproductions
 
-DISAGREEMENTS = 6  # texts shown a group
+DISAGREEMENTS = 50  # texts shown a group
+MATRIX = 12  # classes; of more, the commonest mistakes are shown
 
 
-def page(comparison: Comparison) -> str:
-    """The whole of `report.html`."""
+def page(comparison: Comparison, benches: Sequence[BenchResult] = ()) -> str:
+    """The whole of `report.html`, with a section for each task and each benchmark."""
     from plotly.offline import get_plotlyjs
 
     environment = Environment(
@@ -37,30 +40,47 @@ def page(comparison: Comparison) -> str:
         lstrip_blocks=True,
     )
     environment.filters["percent"] = percent
+    environment.filters["plain"] = plain
     plotly, script = get_plotlyjs(), _asset("report.js")
-    plots = [figures(group) for group in comparison.groups]
-    sections = [
-        {
-            "group": group,
-            "columns": columns(group),
-            "figures": drawn,
-            "confusions": [_confusion(group, row) for row in group.rows],
-            "disagreements": disagreements(group),
-        }
-        for group, drawn in zip(comparison.groups, plots, strict=True)
+    sections = [_section(group) for group in comparison.groups]
+    speeds = [
+        {"result": bench, "figures": speed(bench), "legend": subjects(bench), "tables": tables(bench)}
+        for bench in benches
     ]
+    days = [run.record.started[:10] for group in comparison.groups for row in group.rows for run in row.runs]
     return environment.get_template("report.html").render(
         comparison=comparison,
         sections=sections,
+        speeds=speeds,
+        days=sorted({plain(min(days)), plain(max(days))}) if days else [],
         reproductions=reproductions(comparison),
         all_columns=COLUMNS,
-        plots=[[dataclasses.asdict(figure) for figure in drawn] for drawn in plots],
+        plots=[[_plot(figure) for figure in section["figures"]] for section in (*sections, *speeds)],
         # Our own files and Plotly's: the only text in the page that is not escaped.
         style=Markup(_asset("report.css")),  # noqa: S704
         script=Markup(script),  # noqa: S704
         plotly=Markup(plotly),  # noqa: S704
         script_hashes=[_hash(plotly), _hash(script)],
     )
+
+
+def _section(group: Group) -> dict[str, Any]:
+    found, labels = disagreements(group), [row.label for row in group.rows]
+    return {
+        "group": group,
+        "columns": columns(group),
+        "styles": styles(labels),
+        "legend": list(zip(labels, styles(labels), strict=True)),
+        "figures": figures(group),
+        "confusions": [_confusion(group, row) for row in group.rows],
+        "disagreements": found[:DISAGREEMENTS],
+        "disagreeing": len(found),
+    }
+
+
+def _plot(figure: Figure) -> dict[str, Any]:
+    """What the page's script draws: JSON values, of which those that are not finite are left out."""
+    return finite({"spec": figure.spec, "axes": [dataclasses.asdict(axis) for axis in figure.axes]})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +103,10 @@ class Disagreement:
 
 
 def disagreements(group: Group) -> list[Disagreement]:
-    """The texts whose true class gets the most different probabilities, by each row's first run."""
+    """The texts that get different answers, by each row's first run.
+
+    First come those whose true class gets the most different probabilities.
+    """
     rows = [row for row in group.rows if row.fault is None]
     if len(rows) < 2:
         return []
@@ -91,8 +114,8 @@ def disagreements(group: Group) -> list[Disagreement]:
     labels = firsts[0].labels
     given = np.stack([run.probabilities[np.arange(len(labels)), labels] for run in firsts])
     answers = np.stack([run.predicted for run in firsts])
-    spread = np.where((answers != answers[0]).any(axis=0), np.ptp(given, axis=0), -1.0)
-    order = [int(i) for i in np.argsort(-spread, kind="stable")[:DISAGREEMENTS] if spread[i] >= 0]
+    differ = np.flatnonzero((answers != answers[0]).any(axis=0))
+    order = differ[np.argsort(-np.ptp(given, axis=0)[differ], kind="stable")]
     return [
         Disagreement(
             text=plain(firsts[0].predictions.texts[i]),
@@ -112,10 +135,21 @@ def disagreements(group: Group) -> list[Disagreement]:
 
 
 def _confusion(group: Group, row: Row) -> dict[str, Any]:
-    """Answers a true class, as counts over all seeds and as shares."""
+    """Answers a true class over all seeds, as counts and shares: all of them, or the commonest mistakes."""
     counts = sum(metrics.confusion(run.labels, run.predicted, len(group.labels)) for run in row.runs)
     table = np.asarray(counts)
     shares = table / np.maximum(table.sum(axis=1, keepdims=True), 1)
+    if len(group.labels) > MATRIX:
+        wrong = np.where(np.eye(len(table), dtype=bool), 0, table)
+        commonest = np.unravel_index(np.argsort(-wrong, axis=None, kind="stable")[:MATRIX], wrong.shape)
+        return {
+            "row": row,
+            "mistakes": [
+                (group.labels[true], group.labels[answer], int(table[true, answer]), shares[true, answer])
+                for true, answer in zip(*commonest, strict=True)
+                if wrong[true, answer]
+            ],
+        }
     return {
         "row": row,
         "lines": [

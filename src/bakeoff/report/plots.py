@@ -6,16 +6,48 @@ import dataclasses
 import html
 import math
 import statistics
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
+from bakeoff import metrics
+from bakeoff.bench.result import BenchResult
+from bakeoff.bench.result import Row as BenchRow
 from bakeoff.comparison import Comparison, Group, Row, Run
+from bakeoff.comparison.rows import Estimate
+from bakeoff.comparison.text import percent, plain
 from bakeoff.report import svg
-from bakeoff.report.svg import color
 
-SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "star", "hexagon", "x")
+SYMBOLS = {
+    "circle": "●",
+    "square": "■",
+    "diamond": "◆",
+    "triangle-up": "▲",
+    "cross": "✚",
+    "star": "★",
+    "hexagon": "⬢",
+    "x": "✖",
+}
+DASHES = ("solid", "dash", "dot")
+AROUND = 5  # logged losses averaged
+LONGEST = 36  # characters a line of a name in a tooltip
+
+
+@dataclasses.dataclass(frozen=True)
+class Style:
+    """What tells a row from others in every figure: a colour, a symbol as Plotly names it, and a dash."""
+
+    color: str
+    symbol: str
+    dash: str
+
+    @property
+    def glyph(self) -> str:
+        """The symbol in characters, for a legend in text; a dash follows where lines are broken."""
+        return SYMBOLS[self.symbol] + ("" if self.dash == "solid" else "┄")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,12 +61,17 @@ class Axis:
 
 @dataclasses.dataclass(frozen=True)
 class Figure:
-    """A plot: what it shows, what to see in it, Plotly's data and layout, and choices for its x axis."""
+    """A plot: what it shows, what to see in it, Plotly's data and layout, choices for its x axis.
+
+    A trace's `meta` is the number of the row it belongs to. `table` says the same in numbers, its headings
+    first; none where another table of the page does.
+    """
 
     title: str
     caption: str
     spec: Mapping[str, Any]
     axes: tuple[Axis, ...] = ()
+    table: tuple[tuple[str, ...], ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,13 +89,29 @@ _COSTS = (
 )
 
 
+def styles(labels: Sequence[str]) -> list[Style]:
+    """A style a label; in whatever order labels come, the same set of them has the same styles."""
+    symbols, ranks = [*SYMBOLS], {label: i for i, label in enumerate(sorted(set(labels)))}
+    return [
+        Style(
+            svg.color(i),
+            symbols[(i + i // len(svg.PALETTE)) % len(symbols)],  # a colour's second use has another symbol
+            DASHES[i // len(svg.PALETTE) % len(DASHES)],
+        )
+        for i in (ranks[label] for label in labels)
+    ]
+
+
 def figures(group: Group) -> list[Figure]:
     """Every figure the group has the data for, the most telling first."""
     made = (
         _accuracy_cost(group),
-        _training_loss(group),
         _by_length(group),
+        _calibration(group),
         _confidence(group),
+        _training_loss(group),
+        _evaluations(group, "accuracy", "Evaluation accuracy in training", "accuracy, %", 100),
+        _evaluations(group, "loss", "Evaluation loss in training", "cross-entropy", 1),
     )
     return [figure for figure in made if figure is not None]
 
@@ -76,16 +129,19 @@ def front(rows: Sequence[Row], cost: Callable[[Row], float], less_is_better: boo
 
 def _accuracy_cost(group: Group) -> Figure:
     traces = [
-        {
-            "type": "scatter",
-            "mode": "markers",
-            "name": html.escape(row.label),
-            "x": [_COSTS[0].of(row)],
-            "y": [100 * row.accuracy.value],
-            "error_y": _bars([row.accuracy.value], [row.accuracy]),
-            "marker": _marker(i, 11),
-        }
-        for i, row in enumerate(group.rows)
+        _trace(
+            i,
+            row.label,
+            style,
+            "markers",
+            x=[_COSTS[0].of(row)],
+            y=[100 * row.accuracy.value],
+            error_y=_bars([row.accuracy.value], [row.accuracy]),
+            customdata=[[100 * row.accuracy.low, 100 * row.accuracy.high]],
+            hovertemplate="%{y:.2f} % (%{customdata[0]:.2f} to %{customdata[1]:.2f})"
+            "<br>%{xaxis.title.text}: %{x:,.4~r}",
+        )
+        for i, (row, style) in enumerate(_styled(group))
     ]
     axes = []
     for cost in _COSTS:
@@ -98,76 +154,112 @@ def _accuracy_cost(group: Group) -> Figure:
                 [[100 * row.accuracy.value for row in rows] for rows in points],
             )
         )
-    traces.append(
-        {
-            "type": "scatter",
-            "mode": "lines",
-            "name": "best for its cost",
-            "x": axes[0].x[-1],
-            "y": axes[0].y[-1],
-            "line": {"dash": "dot", "width": 1.5, "color": "#888"},
-            "hoverinfo": "skip",
-        }
-    )
+    traces.append(_guide("best for its cost", axes[0].x[-1], axes[0].y[-1]))
     layout = {"xaxis": {"title": {"text": axes[0].title}, "rangemode": "tozero"}, "yaxis": _y("accuracy, %")}
     caption = (
-        "Bars are 95 % intervals. The dotted line joins the rows that none beats in both accuracy and cost."
+        "Bars are 95 % intervals. The dotted line joins the rows that none beats in both accuracy and cost. "
+        "The table above has the figures."
     )
     return Figure("Accuracy against cost", caption, _spec(traces, layout), tuple(axes))
-
-
-def _training_loss(group: Group) -> Figure | None:
-    traces = []
-    for i, row in enumerate(group.rows):
-        for j, run in enumerate(row.runs):
-            points = [(entry["step"], entry["loss"]) for entry in run.record.history if "loss" in entry]
-            points = [(step, loss) for step, loss in points if math.isfinite(loss)]
-            if len(points) < 2:
-                continue
-            traces.append(
-                {
-                    "type": "scatter",
-                    "mode": "lines",
-                    "name": html.escape(row.label),
-                    "legendgroup": str(i),
-                    "showlegend": j == 0,
-                    "x": [step for step, _ in points],
-                    "y": [loss for _, loss in points],
-                    "line": {"color": color(i), "width": 2},
-                    "hovertemplate": f"step %{{x}}, seed {run.seed}: %{{y:.3f}}",
-                }
-            )
-    if not traces:
-        return None
-    layout = {"xaxis": {"title": {"text": "step"}}, "yaxis": _y("cross-entropy")}
-    return Figure("Training loss", "One line a run; seeds share a colour.", _spec(traces, layout))
 
 
 def _by_length(group: Group) -> Figure | None:
     """Accuracy in the quartiles of length, by the tokens of the first run's encoder."""
     if not group.lengths:
         return None
-    traces = []
-    for i, row in enumerate(group.rows):
-        values = [estimate.value for estimate in row.by_length]
-        traces.append(
-            {
-                "type": "scatter",
-                "mode": "lines+markers",
-                "name": html.escape(row.label),
-                "x": list(group.lengths),
-                "y": [100 * value for value in values],
-                "error_y": _bars(values, row.by_length),
-                "marker": _marker(i, 8),
-                "line": {"color": color(i), "width": 1.5},
-            }
+    places, count = range(len(group.lengths)), len(group.rows)
+    traces = [
+        _trace(
+            i,
+            row.label,
+            style,
+            "lines+markers",
+            x=[place + (i + 0.5) / count * 0.4 - 0.2 for place in places],  # bars beside each other
+            y=[100 * estimate.value for estimate in row.by_length],
+            error_y=_bars([estimate.value for estimate in row.by_length], row.by_length),
+            customdata=[
+                [100 * estimate.low, 100 * estimate.high, length]
+                for estimate, length in zip(row.by_length, group.lengths, strict=True)
+            ],
+            hovertemplate="%{y:.2f} % (%{customdata[0]:.2f} to %{customdata[1]:.2f})"
+            "<br>%{customdata[2]} tokens",
         )
+        for i, (row, style) in enumerate(_styled(group))
+    ]
     layout = {
-        "xaxis": {"title": {"text": "tokens in the text"}, "type": "category"},
+        "xaxis": {
+            "title": {"text": "tokens in the text"},
+            "tickvals": list(places),
+            "ticktext": [length.replace(" to ", "–") for length in group.lengths],
+            "showgrid": False,
+        },
         "yaxis": _y("accuracy, %"),
     }
-    caption = "Texts in four parts of about equal size by length; bars are 95 % intervals."
-    return Figure("Accuracy by length", caption, _spec(traces, layout))
+    lines = [
+        (row.title, *(f"{percent(e.value)} ({percent(e.low)} to {percent(e.high)})" for e in row.by_length))
+        for row in group.rows
+    ]
+    return Figure(
+        "Accuracy by length",
+        "Texts in four parts of about equal size by length; bars are 95 % intervals.",
+        _spec(traces, layout),
+        table=(("accuracy %, by tokens", *group.lengths), *lines),
+    )
+
+
+def _calibration(group: Group) -> Figure | None:
+    """Confidence against accuracy, the answers of all seeds together."""
+    found = [
+        metrics.reliability(
+            np.concatenate([run.labels for run in row.runs]), np.concatenate([run.logits for run in row.runs])
+        )
+        for row in group.rows
+    ]
+    traces = []
+    for i, ((row, style), bins) in enumerate(zip(_styled(group), found, strict=True)):
+        if not math.isfinite(bins.error):
+            continue
+        full = np.flatnonzero(bins.counts)
+        shares = bins.counts[full] / bins.counts.sum()
+        trace = _trace(
+            i,
+            row.label,
+            style,
+            "lines+markers",
+            x=(100 * bins.confidence[full]).tolist(),
+            y=(100 * bins.accuracy[full]).tolist(),
+            customdata=[[int(count), int(bins.counts.sum())] for count in bins.counts[full]],
+            hovertemplate="%{y:.1f} % right at %{x:.1f} % confidence"
+            "<br>%{customdata[0]:,} of %{customdata[1]:,} answers",
+        )
+        trace["marker"]["size"] = (5 + 13 * np.sqrt(shares)).tolist()
+        traces.append(trace)
+    if not traces:
+        return None
+    ends = [100 / len(group.labels), 100.0]
+    traces.append(_guide("as right as sure", ends, ends))
+    layout = {"xaxis": {"title": {"text": "confidence, %"}}, "yaxis": _y("accuracy, %")}
+    edges = np.linspace(0, 100, len(found[0].counts) + 1)
+    lines = [
+        (
+            f"{low:.1f} to {high:.1f}",
+            *(
+                f"{100 * bins.accuracy[i]:.1f} of {bins.counts[i]:,}" if bins.counts[i] else "–"
+                for bins in found
+            ),
+        )
+        for i, (low, high) in enumerate(pairwise(edges))
+        if any(bins.counts[i] for bins in found)
+    ]
+    errors = ("expected calibration error %", *(percent(row.calibration_error) for row in group.rows))
+    return Figure(
+        "Calibration",
+        "Answers by their probability, in bins; a larger point holds more of them. On the dotted line a "
+        "model is as right as it is sure; below it, too sure. ECE in the table above is the mean distance "
+        "from it.",
+        _spec(traces, layout),
+        table=(("confidence %", *(row.title for row in group.rows)), *lines, errors),
+    )
 
 
 def _confidence(group: Group) -> Figure:
@@ -177,31 +269,218 @@ def _confidence(group: Group) -> Figure:
         top = np.nan_to_num(run.probabilities.max(axis=1), nan=edges[0])
         return np.histogram(np.clip(top, edges[0], edges[-1]), edges)[0] / len(top)
 
-    traces = [
-        {
-            "type": "scatter",
-            "mode": "lines",
-            "name": html.escape(row.label),
-            "x": [float(x) for x in (edges[:-1] + edges[1:]) / 2],
-            "y": [100 * statistics.fmean(values) for values in zip(*map(shares, row.runs), strict=True)],
-            "line": {"color": color(i), "width": 2, "shape": "hvh"},
-        }
-        for i, row in enumerate(group.rows)
+    heights = [
+        [100 * statistics.fmean(values) for values in zip(*map(shares, row.runs), strict=True)]
+        for row in group.rows
     ]
-    layout = {"xaxis": {"title": {"text": "probability of the answer given"}}, "yaxis": _y("% of rows")}
-    caption = "A peak at the left edge is a model that does not commit itself; one at the right, a sure one."
-    return Figure("Confidence", caption, _spec(traces, layout))
+    traces = [
+        _trace(
+            i,
+            row.label,
+            style,
+            "lines",
+            x=[float(x) for x in 50 * (edges[:-1] + edges[1:])],
+            y=heights[i],
+            hovertemplate="%{y:.1f} % of rows at %{x:.1f} % confidence",
+        )
+        for i, (row, style) in enumerate(_styled(group))
+    ]
+    for trace in traces:
+        trace["line"]["shape"] = "hvh"
+    layout = {"xaxis": {"title": {"text": "confidence, %"}}, "yaxis": _y("% of rows")}
+    lines = [
+        (f"{100 * low:.1f} to {100 * high:.1f}", *(f"{column[i]:.1f}" for column in heights))
+        for i, (low, high) in enumerate(pairwise(edges))
+    ]
+    return Figure(
+        "Confidence",
+        "The probability of the answer given. A peak at the left edge is a model that does not commit "
+        "itself; one at the right, a sure one.",
+        _spec(traces, layout),
+        table=(("confidence %", *(row.title for row in group.rows)), *lines),
+    )
+
+
+def _training_loss(group: Group) -> Figure | None:
+    points = [[_smooth(_logged(run, "loss")) for run in row.runs] for row in group.rows]
+    caption = (
+        f"One line a run; seeds share a colour. A point is the mean of the {AROUND} logged around it, of "
+        "fewer at the ends."
+    )
+    return _curves(group, points, "Training loss", caption, "cross-entropy", ".3f")
+
+
+def _smooth(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Running means: losses of single steps lie so far apart that their lines would hide each other."""
+    reach = AROUND // 2
+    return [
+        (step, statistics.fmean(value for _, value in points[max(0, i - reach) : i + reach + 1]))
+        for i, (step, _) in enumerate(points)
+    ]
+
+
+def _evaluations(group: Group, metric: str, title: str, unit: str, scale: float) -> Figure | None:
+    """The evaluations of `eval_steps`; the last point is the run's own figure."""
+
+    def points(run: Run) -> list[tuple[float, float]]:
+        found = _logged(run, f"eval_{metric}")
+        last = run.record.metrics.get(metric)
+        if found and last is not None and math.isfinite(last.value):
+            found.append((max(entry["step"] for entry in run.record.history), last.value))
+        return [(step, scale * value) for step, value in found]
+
+    return _curves(
+        group,
+        [[points(run) for run in row.runs] for row in group.rows],
+        title,
+        "On the evaluation rows, while training; one line a run; the last point is the run's result.",
+        unit,
+        ".2f" if scale > 1 else ".3f",
+    )
+
+
+def _logged(run: Run, key: str) -> list[tuple[float, float]]:
+    """The steps at which the history has a finite `key`, with its values."""
+    return [
+        (entry["step"], entry[key])
+        for entry in run.record.history
+        if "step" in entry and math.isfinite(entry.get(key, math.nan))
+    ]
+
+
+def _curves(
+    group: Group,
+    points: Sequence[Sequence[Sequence[tuple[float, float]]]],
+    title: str,
+    caption: str,
+    unit: str,
+    digits: str,
+) -> Figure | None:
+    """Values against steps, given a row and run; None where no run has two points."""
+    traces, lines = [], []
+    for i, ((row, style), runs) in enumerate(zip(_styled(group), points, strict=True)):
+        for run, found in zip(row.runs, runs, strict=True):
+            if len(found) < 2:
+                continue
+            traces.append(
+                _trace(
+                    i,
+                    row.label,
+                    style,
+                    "lines",
+                    x=[step for step, _ in found],
+                    y=[value for _, value in found],
+                    hovertemplate=f"%{{y:{digits}}} at step %{{x:,.0f}}, seed {run.seed}",
+                )
+            )
+            quarters = (found[round(part * (len(found) - 1) / 4)] for part in range(5))
+            lines.append((row.title, str(run.seed), *(f"{value:{digits}}" for _, value in quarters)))
+    if not traces:
+        return None
+    headings = (unit, "seed", "at the first point", "a quarter", "half", "three quarters", "the last")
+    layout = {"xaxis": {"title": {"text": "step"}}, "yaxis": _y(unit)}
+    return Figure(title, caption, _spec(traces, layout), table=(headings, *lines))
+
+
+def speed(result: BenchResult) -> list[Figure]:
+    """Time and memory of a benchmark against length, a figure each and a phase; none for a single length."""
+    if len({row.length for row in result.rows}) < 2:
+        return []
+    made = []
+    for phase in dict.fromkeys(row.phase for row in result.rows):
+        for what, unit, value in (
+            ("time", "ms a call", lambda row: 1000 * row.median),
+            ("memory", "MiB of one call", lambda row: row.memory_bytes / 2**20),
+        ):
+            title = plain(f"{phase}: {what} against length")
+            made.append(_against_length(result, phase, title[0].upper() + title[1:], unit, value))
+    return made
+
+
+def _against_length(
+    result: BenchResult, phase: str, title: str, unit: str, value: Callable[[BenchRow], float]
+) -> Figure:
+    traces = []
+    for i, (subject, style) in enumerate(subjects(result)):
+        rows = sorted(
+            (row for row in result.rows if (row.subject, row.phase) == (subject, phase)),
+            key=lambda row: row.length,
+        )
+        trace = _trace(
+            i,
+            plain(subject),
+            style,
+            "lines+markers",
+            x=[row.length for row in rows],
+            # A logarithm has no place for what is not above 0, nor JSON for what is not finite.
+            y=[y if math.isfinite(y := value(row)) and y > 0 else None for row in rows],
+            hovertemplate=f"%{{y:,.4~r}} {unit}<br>%{{x:,}} tokens",
+        )
+        traces.append(trace)
+    lengths = sorted({row.length for row in result.rows})
+    layout = {
+        "xaxis": {
+            "title": {"text": "tokens"},
+            "type": "log",
+            "tickvals": lengths,
+            "ticktext": [f"{length:,}" for length in lengths],
+        },
+        "yaxis": {**_y(unit), "type": "log", "dtick": 1},
+    }
+    return Figure(
+        title, "Both axes are logarithmic; the tables below have the figures.", _spec(traces, layout)
+    )
+
+
+def subjects(result: BenchResult) -> list[tuple[str, Style]]:
+    """What a benchmark measured: a mechanism and its peers share a colour, and peers' lines are dashed."""
+    peers = {row.subject: row.peer is not None for row in result.rows}
+    attentions = {row.subject: row.attention for row in result.rows}
+    return [
+        (subject, dataclasses.replace(style, dash="dash") if peers[subject] else style)
+        for subject, style in zip(attentions, styles([*attentions.values()]), strict=True)
+    ]
+
+
+def _styled(group: Group) -> list[tuple[Row, Style]]:
+    return list(zip(group.rows, styles([row.label for row in group.rows]), strict=True))
+
+
+def _trace(number: int, label: str, style: Style, mode: str, **values: Any) -> dict[str, Any]:
+    """A row's points or line. Its name is what a tooltip shows: escaped, and in lines of bounded length."""
+    return {
+        "type": "scatter",
+        "mode": mode,
+        "name": "<br>".join(map(html.escape, textwrap.wrap(label, LONGEST))),
+        "meta": number,
+        "marker": {"color": style.color, "symbol": style.symbol, "size": 10 if mode == "markers" else 7},
+        "line": {"color": style.color, "dash": style.dash, "width": 1.75},
+        **values,
+    }
+
+
+def _guide(name: str, x: Sequence[float], y: Sequence[float]) -> dict[str, Any]:
+    """A dotted line that belongs to no row."""
+    return {
+        "type": "scatter",
+        "mode": "lines",
+        "name": name,
+        "x": list(x),
+        "y": list(y),
+        "line": {"dash": "dot", "width": 1.5, "color": "#888"},
+        "hoverinfo": "skip",
+    }
 
 
 def _spec(traces: Sequence[Mapping[str, Any]], layout: Mapping[str, Any]) -> dict[str, Any]:
-    """Plain JSON for Plotly, checked against its schema. Colours of text and axes are the page's."""
+    """Plain JSON for Plotly, checked against its schema. Fonts and colours of text are the page's."""
     import plotly.graph_objects as go
 
     figure = go.Figure(data=list(traces), layout={**layout, "template": "none"})
     return {key: value for key, value in figure.to_plotly_json().items() if key in ("data", "layout")}
 
 
-def _bars(values: Sequence[float], intervals: Sequence[Any]) -> dict[str, Any]:
+def _bars(values: Sequence[float], intervals: Sequence[Estimate]) -> dict[str, Any]:
     pairs = list(zip(values, intervals, strict=True))
     return {
         "type": "data",
@@ -209,12 +488,8 @@ def _bars(values: Sequence[float], intervals: Sequence[Any]) -> dict[str, Any]:
         "array": [100 * (interval.high - value) for value, interval in pairs],
         "arrayminus": [100 * (value - interval.low) for value, interval in pairs],
         "thickness": 1.2,
-        "width": 4,
+        "width": 3,
     }
-
-
-def _marker(i: int, size: int) -> dict[str, Any]:
-    return {"color": color(i), "symbol": SYMBOLS[i % len(SYMBOLS)], "size": size}
 
 
 def _y(title: str) -> dict[str, Any]:
@@ -252,13 +527,13 @@ def _panel(group: Group, top: int) -> dict[str, Any]:
     points: list[dict[str, Any]] = [
         {
             "label": row.title,
-            "color": color(i),
+            "color": style.color,
             "x": x(row.train_seconds),
             "y": y(100 * row.accuracy.value),
             "low": y(100 * row.accuracy.low),
             "high": y(100 * row.accuracy.high),
         }
-        for i, row in enumerate(group.rows)
+        for row, style in _styled(group)
     ]
     svg.push_apart(points)
     path = [(x(row.train_seconds), y(100 * row.accuracy.value)) for row in front(group.rows, _COSTS[0].of)]
