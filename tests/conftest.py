@@ -1,4 +1,4 @@
-"""Shared by all tests: one thread, no network, the place of real data."""
+"""Shared by all tests: one thread, no network, the place of real data, a browser."""
 
 import os
 import sys
@@ -9,6 +9,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
+
+from browser import browser as browser
 
 
 @pytest.fixture(scope="session")

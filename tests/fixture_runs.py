@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from bakeoff import metrics, runs
+from bakeoff.bench import result
 from bakeoff.spec import AttentionSpec, RunSpec
 
 LABELS = ("negative", "positive")
@@ -165,3 +166,34 @@ def bakeoff(root: Path) -> Path:
     write_run(root, "dense", range(30), task="imdb", available=12432, rows=200, seed=1)
     write_run(root, "performer", range(25, 60), task="imdb", available=12432, rows=200, seed=1)
     return root
+
+
+def write_bench(
+    folder: Path,
+    *,
+    lengths: Sequence[int] = (128, 512),
+    subjects: Sequence[str] = ("dense", "performer"),
+    device: str = "cpu",
+) -> Path:
+    """The `bench.json` of a benchmark in which dense grows with the square of the length and others do not."""
+    rows = [
+        result.row(subject, subject, None, phase, (n,), (seconds, 1.1 * seconds), 1e9, 1e11, 2**20 * n)
+        for phase in ("inference", "training")
+        for n in lengths
+        for subject in subjects
+        for seconds in [n * n / 1e6 if subject == "dense" else n / 1e3]
+    ]
+    settings = {"level": "attention", "dtype": "fp32", "repeats": 2}
+    facts = ("device", "threads", "bakeoff", "python", "torch", "transformers")
+    found = result.BenchResult(
+        created="2026-01-02T03:04:05Z",
+        command=f"bakeoff bench --device {device}",
+        environment=dict.fromkeys(facts, device),
+        settings=settings,
+        gemm_flops_per_second=1e11,
+        gate=(),
+        rows=tuple(rows),
+        ratios=result.ratios(rows),
+        crossovers=result.crossovers(rows),
+    )
+    return result.write(found, folder)[0]

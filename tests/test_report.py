@@ -17,7 +17,7 @@ from bakeoff.comparison import compare
 from bakeoff.errors import BakeoffError
 from bakeoff.report import plots
 from bakeoff.report.html import disagreements
-from fixture_runs import write_run
+from fixture_runs import write_bench, write_run
 
 VOID = {"meta", "link", "br", "img", "hr", "input"}
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(1)> \"'`|&amp; {{ 7 * 7 }} ]]> -->"
@@ -187,39 +187,10 @@ def test_of_many_classes_the_commonest_mistakes_are_shown(tmp_path):
     assert "confusion" not in {a.get("class") for tag, a in page.elements if tag == "table"}
 
 
-def bench_file(folder, lengths=(128, 512), subject="performer"):
-    """A benchmark as `bakeoff bench` writes it; dense grows with the square of the length."""
-    rows = [
-        result.row(name, name, peer, phase, (n,), (seconds, 1.1 * seconds), 1e9, 1e11, 2**20 * n)
-        for phase in ("inference", "training")
-        for n in lengths
-        for name, peer, seconds in (("dense", None, n * n / 1e6), (subject, None, n / 1e3))
-    ]
-    found = result.BenchResult(
-        created="2026-01-02T03:04:05Z",
-        command="bakeoff bench",
-        environment={
-            "device": "cpu",
-            "threads": 2,
-            "bakeoff": "0",
-            "python": "3",
-            "torch": "2",
-            "transformers": "5",
-        },
-        settings={"level": "attention", "dtype": "fp32", "repeats": 2},
-        gemm_flops_per_second=1e11,
-        gate=(),
-        rows=tuple(rows),
-        ratios=result.ratios(rows),
-        crossovers=result.crossovers(rows),
-    )
-    return result.write(found, folder)[0]
-
-
 def test_a_benchmark_adds_time_and_memory_by_length(call, tmp_path):
     write_run(tmp_path / "runs", "dense", range(40))
-    path = bench_file(tmp_path / "bench")
-    bench_file(tmp_path / "single", lengths=(64,))
+    path = write_bench(tmp_path / "bench")
+    write_bench(tmp_path / "single", lengths=(64,))
     code, _, stderr = call(
         "report", tmp_path / "runs", "--bench", path, "--bench", tmp_path / "single",
         "--output-dir", tmp_path / "out",
@@ -262,7 +233,7 @@ def test_a_bad_benchmark_is_one_line_and_nothing_is_written(call, tmp_path, text
 
 
 def test_a_benchmark_without_times_or_machine_is_refused(tmp_path):
-    values = json.loads(bench_file(tmp_path).read_text())
+    values = json.loads(write_bench(tmp_path).read_text())
     for field, value, said in (("rows", [], "no times"), ("environment", {}, "lacks device, threads")):
         (tmp_path / "bench.json").write_text(json.dumps({**values, field: value}))
         with pytest.raises(BakeoffError, match=said):

@@ -44,7 +44,12 @@ def page(comparison: Comparison, benches: Sequence[BenchResult] = ()) -> str:
     plotly, script = get_plotlyjs(), _asset("report.js")
     sections = [_section(group) for group in comparison.groups]
     speeds = [
-        {"result": bench, "figures": speed(bench), "legend": subjects(bench), "tables": tables(bench)}
+        {
+            "result": bench,
+            "figures": speed(bench),
+            "legend": [(plain(subject), style) for subject, style in subjects(bench)],
+            "tables": tables(bench),
+        }
         for bench in benches
     ]
     days = [run.record.started[:10] for group in comparison.groups for row in group.rows for run in row.runs]
