@@ -175,7 +175,7 @@ def write_bench(
     subjects: Sequence[str] = ("dense", "performer"),
     device: str = "cpu",
 ) -> Path:
-    """The `bench.json` of a benchmark in which dense grows with the square of the length and others do not."""
+    """The `bench.json` of a benchmark in which dense alone grows with the square of the length."""
     rows = [
         result.row(subject, subject, None, phase, (n,), (seconds, 1.1 * seconds), 1e9, 1e11, 2**20 * n)
         for phase in ("inference", "training")
