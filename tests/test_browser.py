@@ -133,9 +133,13 @@ def test_what_a_point_is_shows_on_hover(page):
     shown = plot.locator(".hovertext")
     shown.wait_for()
     text = shown.text_content()
-    assert "90.00 % (" in text
-    assert "training time, seconds: 100" in text
-    assert "dense" in text
+    assert text.startswith("dense90.00 % (")
+    assert text.endswith("training time, seconds: 100")
+    fill = "element => getComputedStyle(element).fill"
+    assert shown.locator("path").evaluate(fill) == "rgb(243, 244, 245)"
+    page.emulate_media(color_scheme="dark")
+    assert shown.locator("path").evaluate(fill) == "rgb(31, 35, 40)"
+    assert shown.locator("text").first.evaluate(fill) == "rgb(230, 232, 235)"
 
 
 def test_another_cost_is_drawn_and_named(page):

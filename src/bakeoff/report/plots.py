@@ -446,14 +446,23 @@ def _styled(group: Group) -> list[tuple[Row, Style]]:
     return list(zip(group.rows, styles([row.label for row in group.rows]), strict=True))
 
 
-def _trace(number: int, label: str, style: Style, mode: str, **values: Any) -> dict[str, Any]:
-    """A row's points or line. Its name is what a tooltip shows: escaped, and in lines of bounded length."""
+def _trace(
+    number: int, label: str, style: Style, mode: str, hovertemplate: str, **values: Any
+) -> dict[str, Any]:
+    """A row's points or line. A tooltip begins with its name: escaped, and in lines of bounded length."""
     return {
         "type": "scatter",
         "mode": mode,
         "name": "<br>".join(map(html.escape, textwrap.wrap(label, LONGEST))),
         "meta": number,
-        "marker": {"color": style.color, "symbol": style.symbol, "size": 10 if mode == "markers" else 7},
+        "hovertemplate": f"%{{fullData.name}}<br>{hovertemplate}<extra></extra>",
+        "marker": {
+            "color": style.color,
+            "symbol": style.symbol,
+            "size": 10 if mode == "markers" else 7,
+            "line": {"width": 0},
+            "opacity": 1,
+        },
         "line": {"color": style.color, "dash": style.dash, "width": 1.75},
         **values,
     }

@@ -12,7 +12,7 @@
     paper_bgcolor: clear,
     plot_bgcolor: clear,
     font: { family: getComputedStyle(document.body).fontFamily, size: 12 },
-    hoverlabel: { namelength: -1, align: "left" },
+    hoverlabel: { align: "left" },
     margin: { l: 52, r: 12, t: 12, b: 44 },
     xaxis: axis(layout.xaxis),
     yaxis: axis(layout.yaxis),
