@@ -86,6 +86,11 @@ def test_page_is_well_formed_and_says_the_verdict_first(written):
     assert "RuntimeError: boom" in page.text
 
 
+def test_a_page_of_several_tasks_begins_with_what_came_of_each(written):
+    head, _, _ = Page(written[0]["report.html"]).text.partition(written[1].groups[0].evaluated)
+    assert all(group.verdict[0] in head for group in written[1].groups)
+
+
 def test_page_loads_nothing_and_runs_only_its_own_scripts(written):
     page = Page(written[0]["report.html"])
     loading = {"src", "srcset", "action", "data", "poster", "background", "formaction"}
