@@ -13,6 +13,8 @@ from fixture_runs import write_bench, write_run
 
 LONG = "performer:feature_map=random,global_tokens=1,kernel=a_name_that_is_never_going_to_end_{}"
 
+ROWS = 100  # of evaluation, where more would show no more
+
 
 @pytest.fixture(scope="module")
 def opened(browser, tmp_path_factory):
@@ -219,7 +221,13 @@ def test_it_prints_in_dark_ink_on_paper_that_holds_it(page):
 
 def test_twenty_rows_with_long_names_fit(browser, tmp_path):
     for i in range(20):
-        write_run(tmp_path / "runs", LONG.format(i), range(20 + i), task="a_task_with_a_name_like_this" * 5)
+        write_run(
+            tmp_path / "runs",
+            LONG.format(i),
+            range(5 + i),
+            rows=ROWS,
+            task="a_task_with_a_name_like_this" * 5,
+        )
     path = report.write(tmp_path / "runs", tmp_path / "out")[1]
     assert path.stat().st_size < 6e6
     page = visit(browser, path, viewport={"width": 390, "height": 844}).page
@@ -246,19 +254,19 @@ def test_no_text_of_a_record_is_obeyed(browser, tmp_path):
         write_run(
             tmp_path / "runs",
             "x" + re.sub("[:,]", " ", payload),
-            range(10 * i, 60 + 10 * i),
+            range(4 * i, 20 + 4 * i),
+            rows=ROWS,
             task="".join(PAYLOADS),
             labels=(payload if i == 0 else PAYLOADS[0], PAYLOADS[9], PAYLOADS[17]),
-            texts=[PAYLOADS[j % len(PAYLOADS)] for j in range(400)],
+            texts=[PAYLOADS[j % len(PAYLOADS)] for j in range(ROWS)],
             run_id=payload,
             folder=f"run{i}",
             environment={payload: payload, "device": payload},
             started=payload,
         )
-        write_run(
-            tmp_path / "runs", "dense", status="failed", error=payload, folder=f"failed{i}", run_id=payload
-        )
-    bench = write_bench(tmp_path / "bench", subjects=PAYLOADS, device="".join(PAYLOADS))
+    every = "".join(PAYLOADS)
+    write_run(tmp_path / "runs", "dense", status="failed", error=every, folder="failed", run_id=every)
+    bench = write_bench(tmp_path / "bench", subjects=PAYLOADS, device=every)
     path = report.write(tmp_path / "runs", tmp_path / "out", [bench])[1]
     opened = visit(browser, path, SENTINEL, bypass_csp=True)
     page = opened.page
