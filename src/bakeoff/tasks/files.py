@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import hashlib
 import io
+import itertools
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -19,11 +21,40 @@ from bakeoff.spec import RunSpec
 from bakeoff.tasks.base import Part, Rows, Task
 
 Column = list[str | None]  # None = the file has no value there
+Row = tuple[str | None, ...]
+
+_ROWS, _BUFFER = 1024, 1 << 20  # rows and bytes of a parquet file that are read at a time
+
+
+def rows(path: Path, columns: Sequence[str]) -> Iterator[Row]:
+    """The named columns of a file, in the order asked for, a row at a time and in constant memory.
+
+    What is wrong with the file, its columns or its first row is said at once; the rest when it is reached.
+
+    Raises:
+        BakeoffError: the file cannot be read, or it has no row.
+    """
+    found = _rows(path, columns)
+    return itertools.chain([next(found)], found)
 
 
 def read(path: Path, columns: Sequence[str]) -> list[Column]:
-    """The named columns of a file, in the order asked for; at least one row, or an error."""
+    """The named columns of a file, in the order asked for, whole; at least one row, or an error."""
+    return [list(column) for column in zip(*rows(path, columns), strict=True)]
+
+
+def survey(path: Path, columns: Sequence[str]) -> tuple[int, str]:
+    """A file's number of rows and the SHA-256 of the named columns. With it, every row is known to be valid."""
+    digest, count = hashlib.sha256(), 0
+    for row in rows(path, columns):
+        digest.update(json.dumps(row).encode())
+        count += 1
+    return count, digest.hexdigest()
+
+
+def _rows(path: Path, columns: Sequence[str]) -> Iterator[Row]:
     kinds = ", ".join(READERS)
+    empty = True
     try:
         if not path.exists():
             raise BakeoffError(f"no such file: {path}.")
@@ -33,12 +64,15 @@ def read(path: Path, columns: Sequence[str]) -> list[Column]:
             raise BakeoffError(f"{path}: {path.suffix or 'no suffix'} is not supported; give one of {kinds}.")
         if not path.stat().st_size:
             raise BakeoffError(f"{path} is empty.")
-        found = READERS[path.suffix.lower()](path, columns)
+        for row in READERS[path.suffix.lower()](path, columns):
+            empty = False
+            yield row
     except OSError as error:
         raise BakeoffError(f"{path}: cannot be read ({error.strerror or error}).") from None
-    if not found[0]:
+    except UnicodeDecodeError:
+        raise _not_utf8(path) from None
+    if empty:
         raise BakeoffError(f"{path}: there are columns and no rows.")
-    return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,33 +132,47 @@ def _positions(path: Path, columns: Sequence[str], header: Sequence[str]) -> lis
     return [header.index(name) for name in columns]
 
 
-def _decode(path: Path) -> str:
-    content = path.read_bytes()
+def _open(path: Path, newline: str) -> io.TextIOWrapper:
+    """The file as text; `newline` as in `open`: "" keeps line feeds and carriage returns apart."""
+    file = path.open(encoding="utf-8-sig", newline=newline)
     try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        likely = "UTF-16" if content.startswith((b"\xff\xfe", b"\xfe\xff")) else "WINDOWS-1252"
-        raise BakeoffError(
-            f"{path}: byte 0x{content[error.start]:02x} in line {line} is not UTF-8; convert the file, "
-            f"such as with: iconv -f {likely} -t UTF-8 {path.name} > converted{path.suffix}"
-        ) from None
-    if not text or text.isspace():
-        raise BakeoffError(f"{path} is empty.")
-    return text
+        if all(line.isspace() for line in file):
+            raise BakeoffError(f"{path} is empty.")
+        file.seek(0)
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def _not_utf8(path: Path) -> BakeoffError:
+    """Where the first byte is that is not UTF-8, found in a second reading: a decoder in parts cannot tell."""
+    with path.open("rb") as file:
+        likely = "UTF-16" if file.read(2) in (b"\xff\xfe", b"\xfe\xff") else "WINDOWS-1252"
+        file.seek(0)
+        for number, line in enumerate(file, 1):
+            try:
+                line.decode()
+            except UnicodeDecodeError as error:
+                return BakeoffError(
+                    f"{path}: byte 0x{line[error.start]:02x} in line {number} is not UTF-8; convert the file, "
+                    f"such as with: iconv -f {likely} -t UTF-8 {path.name} > converted{path.suffix}"
+                )
+    return BakeoffError(f"{path} changed while it was read; start again.")
 
 
 def _delimited_rows(path: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
     """Every row that is not an empty line, with the line it begins in."""
-    # `strict`, as otherwise a stray quotation mark swallows the rows up to the next one.
-    reader = csv.reader(io.StringIO(_decode(path), newline=""), delimiter=delimiter, strict=True)
     limit = csv.field_size_limit(2**31 - 1)  # the default, 128 KiB, is shorter than a long document
     line = 1
     try:
-        for row in reader:
-            if row:
-                yield line, row
-            line = reader.line_num + 1
+        with _open(path, newline="") as file:
+            # `strict`, as otherwise a stray quotation mark swallows the rows up to the next one.
+            reader = csv.reader(file, delimiter=delimiter, strict=True)
+            for row in reader:
+                if row:
+                    yield line, row
+                line = reader.line_num + 1
     except csv.Error as error:
         raise BakeoffError(
             f"{path}: the row that begins in line {line} is not valid ({error}); a field that begins with a "
@@ -134,52 +182,61 @@ def _delimited_rows(path: Path, delimiter: str) -> Iterator[tuple[int, list[str]
         csv.field_size_limit(limit)
 
 
-def _read_delimited(path: Path, columns: Sequence[str], delimiter: str) -> list[Column]:
-    rows = _delimited_rows(path, delimiter)
-    _, header = next(rows)
+def _read_delimited(path: Path, columns: Sequence[str], delimiter: str) -> Iterator[Row]:
+    found = _delimited_rows(path, delimiter)
+    _, header = next(found)
     positions = _positions(path, columns, header)
-    found: list[Column] = [[] for _ in columns]
-    for line, row in rows:
+    for line, row in found:
         if len(row) != len(header):
             raise BakeoffError(
                 f"{path}: the row that begins in line {line} has {len(row)} fields, the header has "
                 f"{len(header)}; put texts that hold the separator in double quotes."
             )
-        for column, position in zip(found, positions, strict=True):
-            column.append(row[position])
-    return found
+        yield tuple(row[position] for position in positions)
 
 
-def _read_csv(path: Path, columns: Sequence[str]) -> list[Column]:
+def _read_csv(path: Path, columns: Sequence[str]) -> Iterator[Row]:
     return _read_delimited(path, columns, ",")
 
 
-def _read_tsv(path: Path, columns: Sequence[str]) -> list[Column]:
+def _read_tsv(path: Path, columns: Sequence[str]) -> Iterator[Row]:
     return _read_delimited(path, columns, "\t")
 
 
-def _read_jsonl(path: Path, columns: Sequence[str]) -> list[Column]:
-    rows = []
-    for number, line in enumerate(_decode(path).split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            # Numbers stay the text they are: 1.0 and 1 are two labels, as in a csv file.
-            row = json.loads(
-                line, parse_int=str, parse_float=str, parse_constant=_no_json, object_pairs_hook=_no_double
-            )
-            if not isinstance(row, dict):
-                raise ValueError('a line is an object, such as {"text": "…", "label": "…"}')
-            json_row = {name: _json_text(name, row.get(name)) for name in columns}
-        except json.JSONDecodeError as error:
-            raise BakeoffError(
-                f"{path}: line {number} is not valid JSON ({error.msg}, character {error.colno})."
-            ) from None
-        except (ValueError, RecursionError) as error:
-            raise BakeoffError(f"{path}: line {number} is not valid: {error}.") from None
-        rows.append((row.keys(), json_row))
-    _positions(path, columns, list(dict.fromkeys(name for keys, _ in rows for name in keys)))
-    return [[row[name] for _, row in rows] for name in columns]
+def _read_jsonl(path: Path, columns: Sequence[str]) -> Iterator[Row]:
+    """Every row; where lines lack some names, none before each column was there once."""
+    names: dict[str, None] = {}  # in their order
+    held: list[Row] = []
+    complete = False
+    with _open(path, newline="\n") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                # Numbers stay the text they are: 1.0 and 1 are two labels, as in a csv file.
+                row = json.loads(
+                    line.removesuffix("\n"),
+                    parse_int=str,
+                    parse_float=str,
+                    parse_constant=_no_json,
+                    object_pairs_hook=_no_double,
+                )
+                if not isinstance(row, dict):
+                    raise ValueError('a line is an object, such as {"text": "…", "label": "…"}')
+                held.append(tuple(_json_text(name, row.get(name)) for name in columns))
+            except json.JSONDecodeError as error:
+                raise BakeoffError(
+                    f"{path}: line {number} is not valid JSON ({error.msg}, character {error.colno})."
+                ) from None
+            except (ValueError, RecursionError) as error:
+                raise BakeoffError(f"{path}: line {number} is not valid: {error}.") from None
+            if not complete:
+                names |= dict.fromkeys(row)
+                complete = all(name in names for name in columns)
+            if complete:
+                yield from held
+                held.clear()
+    _positions(path, columns, list(names))
 
 
 def _no_json(name: str) -> Any:
@@ -203,30 +260,33 @@ def _json_text(name: str, value: Any) -> str | None:
     return value
 
 
-def _read_parquet(path: Path, columns: Sequence[str]) -> list[Column]:
+def _read_parquet(path: Path, columns: Sequence[str]) -> Iterator[Row]:
     import pyarrow as pa
-    import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
     try:
-        with pq.ParquetFile(path) as file:
+        with pq.ParquetFile(path, buffer_size=_BUFFER) as file:
             _positions(path, columns, file.schema_arrow.names)
-            table = file.read(columns=list(columns))
+            for batch in file.iter_batches(_ROWS, columns=list(columns)):
+                yield from zip(*(_parquet_text(path, name, batch[name]) for name in columns), strict=True)
     except pa.ArrowException as error:
         raise BakeoffError(f"{path}: not readable as parquet ({' '.join(str(error).split())}).") from None
-    found = []
-    for name in columns:
-        column = table[name]
-        if pa.types.is_floating(column.type):  # dataframes write a missing number as NaN
-            column = pc.if_else(pc.is_nan(column), None, column)
-        try:
-            found.append(column.cast(pa.string()).to_pylist())
-        except (pa.ArrowException, UnicodeDecodeError):
-            raise BakeoffError(f"{path}: column {name!r} is no text, but {column.type}.") from None
-    return found
 
 
-READERS: dict[str, Callable[[Path, Sequence[str]], list[Column]]] = {
+def _parquet_text(path: Path, name: str, column: Any) -> Column:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if pa.types.is_floating(column.type):  # dataframes write a missing number as NaN
+        column = pc.if_else(pc.is_nan(column), None, column)
+    try:
+        texts: Column = column.cast(pa.string()).to_pylist()
+    except (pa.ArrowException, UnicodeDecodeError):
+        raise BakeoffError(f"{path}: column {name!r} is no text, but {column.type}.") from None
+    return texts
+
+
+READERS: dict[str, Callable[[Path, Sequence[str]], Iterator[Row]]] = {
     ".parquet": _read_parquet,
     ".csv": _read_csv,
     ".tsv": _read_tsv,
