@@ -90,7 +90,7 @@ def test_predict_reads_stdin(call, shared, tmp_path, monkeypatch):
 
     call("run", *own(shared), "--output-dir", tmp_path, "--num-train-epochs", "1")
     (folder,) = tmp_path.iterdir()
-    monkeypatch.setattr(sys, "stdin", io.StringIO("a film\nthe rain\n"))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"a film\nthe rain\n")))
     code, stdout, stderr = call("predict", folder, "-")
     assert code == 0, stderr
     assert len(stdout.splitlines()) == 2

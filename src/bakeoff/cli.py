@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import inspect
+import io
 import json
 import sys
 import typing
@@ -346,9 +347,9 @@ Examples:
 
     bakeoff predict runs/sst2-dense-s42-1a2b3c4d "A gripping story." "Two hours I want back."
 
-    bakeoff predict RUN --file reviews.csv --text-column review > labels.jsonl
+    bakeoff predict RUN --file reviews.csv --text-column review --output labels.jsonl
 
-    cat lines.txt | bakeoff predict RUN -
+    tail -f lines.txt | bakeoff predict RUN -
 """
 )
 def predict(
@@ -357,32 +358,40 @@ def predict(
         list[str] | None, typer.Argument(help="Texts; - reads a text a line from stdin.")
     ] = None,
     file: Annotated[
-        Path | None, typer.Option(help="A csv, tsv, jsonl or parquet file.", show_default=False)
+        Path | None,
+        typer.Option(help="A csv, tsv, jsonl or parquet file, of any size.", show_default=False),
     ] = None,
     text_column: Annotated[
         list[str] | None, typer.Option(help="The text's column; twice for pairs.", show_default=False)
     ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write the file's lines here; started again, go on where it stopped.", show_default=False
+        ),
+    ] = None,
 ) -> None:
     """Label texts with a trained run: a JSON object a line, in order."""
-    given: Iterator[Any]
     if (file is None) == (not texts):
         raise BakeoffError("give texts, or - for stdin, or --file with --text-column; one of them.")
-    if file is not None:
-        from bakeoff.tasks import files
-
-        if not text_column:
-            raise BakeoffError("--file needs --text-column, the column that holds the text.")
-        columns = [[text or "" for text in column] for column in files.read(file, text_column)]
-        given = iter(list(zip(*columns, strict=True)))
-    elif texts == ["-"]:
-        given = (line.rstrip("\n") for line in sys.stdin)
-    else:
-        given = iter(texts or ())
+    if file is not None and not text_column:
+        raise BakeoffError("--file needs --text-column, the column that holds the text.")
+    if file is None and output is not None:
+        raise BakeoffError("--output is for --file, which can be read again; send these lines to it with >.")
     _quiet()
-    from bakeoff.predict import Classifier
+    from bakeoff import predict as labels
 
-    for prediction in Classifier(model)(given):
-        sys.stdout.write(json.dumps(dataclasses.asdict(prediction), ensure_ascii=False) + "\n")
+    left = "what was written stands" if output is None else "start it again to go on where it stopped"
+    with _interruptible(left):
+        if file is not None:
+            made = labels.label_file(model, file, text_column or [], output)
+            if output is not None:
+                out.print(Text(f"{output}: {made:,} rows labelled"))
+            return
+        classify = labels.Classifier(model)
+        for given in _stdin() if texts == ["-"] else [texts or []]:
+            sys.stdout.writelines(prediction.line() for prediction in classify(given))
+            sys.stdout.flush()
 
 
 @app.command(
@@ -631,6 +640,25 @@ def _compare(folders: list[Path], format: str = "terminal") -> None:
     else:
         json.dump(comparison.to_json(compared), sys.stdout, indent=2, ensure_ascii=False)
         sys.stdout.write("\n")
+
+
+def _stdin() -> Iterator[list[str]]:
+    """The lines of stdin as they come: together, those that are there."""
+    rest, number = b"", 1
+    stdin = typing.cast(io.BufferedReader, sys.stdin.buffer)
+    while chunk := stdin.read1(1 << 16):
+        *lines, rest = (rest + chunk).split(b"\n")
+        yield [_line(number + i, line) for i, line in enumerate(lines)]
+        number += len(lines)
+    if rest:
+        yield [_line(number, rest)]
+
+
+def _line(number: int, line: bytes) -> str:
+    try:
+        return line.removesuffix(b"\r").decode()
+    except UnicodeDecodeError:
+        raise BakeoffError(f"line {number} of stdin is not UTF-8.") from None
 
 
 def _split(text: str) -> list[str]:

@@ -9,6 +9,7 @@ import json
 import math
 import os
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +42,7 @@ class Encoded:
 def encode(examples: Examples, tokenizer: Any, max_length: int, cache: Path | None = None) -> Encoded:
     """Tokenise `examples` to at most `max_length` tokens, special tokens included.
 
-    A pair is shortened from the end of its longer text. Only what is too long is tokenised twice.
+    A pair is shortened from the end of its longer text.
 
     Args:
         examples: texts and labels.
@@ -74,17 +75,7 @@ def _tokenized(examples: Examples, tokenizer: Any, max_length: int) -> pa.Table:
 
     batches = []
     for start in range(0, len(examples.texts), _BATCH):
-        texts = examples.texts[start : start + _BATCH]
-        columns = _tokenize(tokenizer, texts, truncation=False)
-        whole = [len(ids) for ids in columns["input_ids"]]
-        long = [row for row, length in enumerate(whole) if length > max_length]
-        if long:
-            cut = _tokenize(
-                tokenizer, [texts[row] for row in long], truncation="longest_first", max_length=max_length
-            )
-            for name, values in cut.items():
-                for row, value in zip(long, values, strict=True):
-                    columns[name][row] = value
+        columns, whole = tokenize(examples.texts[start : start + _BATCH], tokenizer, max_length)
         arrays = {name: pa.array(values, pa.list_(pa.int32())) for name, values in columns.items()}
         arrays["labels"] = pa.array(examples.labels[start : start + _BATCH], pa.int64())
         arrays["length"] = pa.array([len(ids) for ids in columns["input_ids"]], pa.int64())
@@ -161,7 +152,27 @@ def fingerprint(train: Examples, evaluation: Examples) -> str:
     return digest.hexdigest()
 
 
-def _tokenize(tokenizer: Any, texts: list[tuple[str, ...]], **options: Any) -> dict[str, list[list[int]]]:
+def tokenize(
+    texts: Sequence[tuple[str, ...]], tokenizer: Any, max_length: int
+) -> tuple[dict[str, list[list[int]]], list[int]]:
+    """`input_ids`, and `token_type_ids` where the tokenizer has them, cut to `max_length`; and lengths uncut.
+
+    A pair is shortened from the end of its longer text. Only what is too long is tokenised twice.
+    """
+    columns = _tokenize(tokenizer, texts, truncation=False)
+    whole = [len(ids) for ids in columns["input_ids"]]
+    long = [row for row, length in enumerate(whole) if length > max_length]
+    if long:
+        cut = _tokenize(
+            tokenizer, [texts[row] for row in long], truncation="longest_first", max_length=max_length
+        )
+        for name, values in cut.items():
+            for row, value in zip(long, values, strict=True):
+                columns[name][row] = value
+    return columns, whole
+
+
+def _tokenize(tokenizer: Any, texts: Sequence[tuple[str, ...]], **options: Any) -> dict[str, list[list[int]]]:
     columns = (list(column) for column in zip(*texts, strict=True))
     # Not verbose: that a text is longer than the encoder's positions is for the truncation to cure.
     encoded = tokenizer(*columns, return_attention_mask=False, verbose=False, **options)

@@ -44,7 +44,7 @@ def read(path: Path, columns: Sequence[str]) -> list[Column]:
 
 
 def survey(path: Path, columns: Sequence[str]) -> tuple[int, str]:
-    """A file's number of rows and the SHA-256 of the named columns. With it, every row is known to be valid."""
+    """A file's number of rows and the SHA-256 of the named columns; every row is then known to be valid."""
     digest, count = hashlib.sha256(), 0
     for row in rows(path, columns):
         digest.update(json.dumps(row).encode())
@@ -146,7 +146,7 @@ def _open(path: Path, newline: str) -> io.TextIOWrapper:
 
 
 def _not_utf8(path: Path) -> BakeoffError:
-    """Where the first byte is that is not UTF-8, found in a second reading: a decoder in parts cannot tell."""
+    """Where the first byte is that is not UTF-8, found in a second reading, by lines."""
     with path.open("rb") as file:
         likely = "UTF-16" if file.read(2) in (b"\xff\xfe", b"\xfe\xff") else "WINDOWS-1252"
         file.seek(0)
@@ -155,8 +155,8 @@ def _not_utf8(path: Path) -> BakeoffError:
                 line.decode()
             except UnicodeDecodeError as error:
                 return BakeoffError(
-                    f"{path}: byte 0x{line[error.start]:02x} in line {number} is not UTF-8; convert the file, "
-                    f"such as with: iconv -f {likely} -t UTF-8 {path.name} > converted{path.suffix}"
+                    f"{path}: byte 0x{line[error.start]:02x} in line {number} is not UTF-8; convert the "
+                    f"file, such as with: iconv -f {likely} -t UTF-8 {path.name} > converted{path.suffix}"
                 )
     return BakeoffError(f"{path} changed while it was read; start again.")
 
