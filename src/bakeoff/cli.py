@@ -395,6 +395,42 @@ def predict(
 
 
 @app.command(
+    name="try",
+    epilog="""
+Examples:
+
+    bakeoff try runs
+
+    bakeoff try runs/sst2-dense-s1-1a2b3c4d runs/sst2-performer-s1-5e6f7a8b --port 0 --open
+""",
+)
+def try_(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of runs, or of models.")],
+    port: Annotated[int, typer.Option(help="Of 127.0.0.1; 0 for any that is free.")] = 8765,
+    open: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
+) -> None:
+    """Type a text on a local page, and see what every mechanism says, and what it reads."""
+    _quiet()
+    from bakeoff import playground
+
+    listening = playground.listen(port)
+    candidates = playground.load(runs)
+    for candidate in candidates:
+        if candidate.fault:
+            err.print(
+                Text(f"left out: {candidate.name} ({candidate.where}): {candidate.fault}"), soft_wrap=True
+            )
+    address = "http://{}:{}/".format(*listening.getsockname())
+    out.print(Text(f"{address}  (Ctrl-C ends)"), soft_wrap=True)
+    if open:
+        import webbrowser
+
+        webbrowser.open(address)
+    with contextlib.suppress(KeyboardInterrupt):
+        playground.serve(candidates, listening)
+
+
+@app.command(
     epilog="""
 Examples:
 

@@ -185,6 +185,10 @@ def label_file(folder: Path, file: Path, text_columns: Sequence[str], output: Pa
         _label(Classifier(folder), file, text_columns, sys.stdout, 0, total)
         return total
     try:
+        if output.parent.is_dir() and not os.access(output.parent, os.W_OK):
+            raise PermissionError(
+                f"no right to write to {output.parent}"
+            )  # which a lock takes for being held
         with FileLock(output.with_name(f".{output.name}.lock"), timeout=0):
             done = _resume(output, {"model": _sha256(model_folder(folder)), "texts": digest, "rows": total})
             if done < total:

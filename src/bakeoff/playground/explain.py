@@ -1,0 +1,207 @@
+"""What a model attends to in a text: which tokens its answer rests on, and which token looks at which.
+
+Attributions are integrated gradients: Sundararajan, Taly and Yan, 2017, "Axiomatic Attribution for Deep
+Networks", https://arxiv.org/abs/1703.01365, equation 1, along the straight line from a text of padding
+tokens, special tokens kept, to the text, summed over each token's embedding. They add up to what the text
+changes in the answer (their proposition 1, completeness), as far as a sum over points gives the integral;
+the gap is returned.
+
+A pattern is the n x n weights with which a layer mixes its values. A mechanism need not have them, and the
+fast ones never do; but each is linear in its values, so that values which are the identity give them.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bakeoff.attention import Attention
+from bakeoff.attention.longformer import Longformer
+from bakeoff.errors import BakeoffError
+from bakeoff.predict import Classifier
+
+#: Longer texts are not explained: gradients take memory by the token, patterns by its square.
+MOST_TOKENS = 256
+STEPS = 64
+_AT_ONCE = 8  # points of the integral in a batch
+
+
+@dataclasses.dataclass(frozen=True)
+class Token:
+    """A token as it stands in the text, with what stands before it; `special` is the tokenizer's own."""
+
+    before: str
+    text: str
+    special: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Attribution:
+    """What each token of a text adds to the log-odds of `label`."""
+
+    label: str
+    tokens: list[Token]
+    values: list[float]
+    total: float  # log-odds of the text minus those of padding alone
+    gap: float  # of the values' sum to it
+
+
+def attribute(classifier: Classifier, text: tuple[str, ...], steps: int = STEPS) -> Attribution:
+    """Integrated gradients of the log-odds of the model's own label, log p / (1 - p).
+
+    Raises:
+        BakeoffError: the text has more than `MOST_TOKENS` tokens, or is none.
+    """
+    inputs, tokens = _encoded(classifier, text)
+    model, ids_1N = classifier.model, inputs.pop("input_ids")
+    special_N = torch.tensor([token.special for token in tokens], device=ids_1N.device)
+    embed = model.get_input_embeddings()
+    with torch.no_grad():
+        end_NE = embed(ids_1N)[0]
+        padding_E = embed(torch.full_like(ids_1N[0, :1], classifier.tokenizer.pad_token_id))
+        start_NE = torch.where(special_N[:, None], end_NE, padding_E)
+        logits_1C = model(inputs_embeds=end_NE[None], **inputs).logits
+    label = int(logits_1C.argmax())
+
+    def log_odds(points_SNE: Tensor) -> Tensor:
+        given = {name: value.expand(len(points_SNE), -1) for name, value in inputs.items()}
+        logits_SC = model(inputs_embeds=points_SNE, **given).logits
+        others_SC = torch.cat((logits_SC[:, :label], logits_SC[:, label + 1 :]), 1)
+        return logits_SC[:, label] - others_SC.logsumexp(1)
+
+    sum_NE = torch.zeros_like(end_NE)
+    middles_S = (torch.arange(steps, dtype=end_NE.dtype, device=end_NE.device) + 0.5) / steps
+    for part_S in middles_S.split(_AT_ONCE):
+        points_SNE = torch.lerp(start_NE, end_NE, part_S[:, None, None]).requires_grad_()
+        sum_NE += torch.autograd.grad(log_odds(points_SNE).sum(), points_SNE)[0].sum(0)
+    values_N = ((end_NE - start_NE) * sum_NE / steps).sum(1)
+    with torch.no_grad():
+        before, after = log_odds(torch.stack((start_NE, end_NE))).tolist()
+    return Attribution(
+        label=model.config.id2label[label],
+        tokens=tokens,
+        values=values_N.tolist(),
+        total=after - before,
+        gap=float(values_N.sum()) - (after - before),
+    )
+
+
+@torch.inference_mode()
+def pattern(classifier: Classifier, text: tuple[str, ...], layer: int) -> tuple[Tensor, list[Token]]:
+    """The (n, n) weights of a layer, mean over heads, row i of what token i takes; and the tokens.
+
+    Args:
+        classifier: the model.
+        text: one or two texts.
+        layer: from 0.
+
+    Raises:
+        BakeoffError: the text has more than `MOST_TOKENS` tokens, or the model fewer layers.
+    """
+    inputs, tokens = _encoded(classifier, text)
+    calls: list[tuple[Attention, tuple[Any, ...], dict[str, Any]]] = []
+
+    def remember(mechanism: Attention, args: tuple[Any, ...], given: dict[str, Any]) -> None:
+        calls.append((mechanism, args, given))
+
+    hooks = [
+        mechanism.register_forward_pre_hook(remember, with_kwargs=True)
+        for mechanism in classifier.model.mechanisms()
+    ]
+    try:
+        classifier.model(**inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if not 0 <= layer < len(calls):
+        raise BakeoffError(f"there is no layer {layer}; the model has layers 0 to {len(calls) - 1}.")
+    mechanism, (q_1HND, k_1HND, *_), given = calls[layer]
+    return weights(mechanism, q_1HND, k_1HND, **given).mean(0), tokens
+
+
+def weights(mechanism: Attention, q_1HND: Tensor, k_1HND: Tensor, **given: Any) -> Tensor:
+    """The (H, N, N) weights of a mechanism for one row without padding.
+
+    Args:
+        mechanism: a built one.
+        q_1HND: queries.
+        k_1HND: keys, without meaning where `key` is given.
+        **given: what else its `forward` takes.
+    """
+    _, H, N, D = q_1HND.shape
+    if (key := given.pop("key", None)) is not None:  # the layer's own projections, which came too early
+        k_1HND = key(given["hidden_BNE"]).unflatten(-1, (H, D)).transpose(1, 2)
+        del given["value"]
+    # The identity, D columns a row of the batch: values of another width than the keys' are no one's promise.
+    C = -(-N // D)
+    v_CND = torch.eye(N, C * D, dtype=q_1HND.dtype, device=q_1HND.device).unflatten(1, (C, D)).movedim(1, 0)
+    if isinstance(mechanism, Longformer) and mechanism.separate_global:
+        # Global rows make their values themselves, with the weights of a projection unless keys are rotated.
+        kv = mechanism.layer.num_key_value_heads
+        values, mechanism = _Values(v_CND.repeat(1, 1, kv)), copy.copy(mechanism)
+        mechanism._modules = {**mechanism._modules, "value_global": values}
+        unrotated = (q_1HND.new_ones(1, N, D), q_1HND.new_zeros(1, N, D))
+        given["rotary"] = given.get("rotary") or unrotated
+    given = {name: _repeated(value, C) for name, value in given.items()}
+    q_CHND, k_CHND = (x.expand(C, -1, -1, -1) for x in (q_1HND, k_1HND))
+    out_CHND = mechanism(q_CHND, k_CHND, v_CND[:, None].expand(C, H, N, D), **given)
+    return out_CHND.permute(1, 2, 0, 3).flatten(2)[..., :N]
+
+
+class _Values(nn.Module):
+    """A projection whose output is known."""
+
+    def __init__(self, values: Tensor) -> None:
+        super().__init__()
+        self.values = values
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.values
+
+
+def _repeated(value: Any, count: int) -> Any:
+    """One row as a batch of it."""
+    if isinstance(value, Tensor):
+        return value.expand(count, *value.shape[1:])
+    return tuple(_repeated(part, count) for part in value) if isinstance(value, tuple) else value
+
+
+def _encoded(classifier: Classifier, text: tuple[str, ...]) -> tuple[dict[str, Tensor], list[Token]]:
+    """What the model reads of a text, (1, n) each, without an attention mask; and its tokens."""
+    columns, _ = classifier.encode([text])
+    ids = columns["input_ids"][0]
+    if len(ids) > MOST_TOKENS:
+        raise BakeoffError(f"only texts of up to {MOST_TOKENS} tokens are explained; this has {len(ids)}.")
+    device = classifier.model.device
+    return {name: torch.tensor(rows, device=device) for name, rows in columns.items()}, _tokens(
+        classifier, text, ids
+    )
+
+
+def _tokens(classifier: Classifier, text: tuple[str, ...], ids: Sequence[int]) -> list[Token]:
+    tokenizer = classifier.tokenizer
+    if not tokenizer.is_fast:  # it does not say where a token came from
+        special = set(tokenizer.all_special_ids)
+        names = tokenizer.convert_ids_to_tokens(ids)
+        return [Token(" ", name, i in special) for i, name in zip(ids, names, strict=True)]
+    found = tokenizer(
+        *([part] for part in text), truncation="longest_first", max_length=classifier.max_length,
+        return_offsets_mapping=True, verbose=False,
+    )  # fmt: skip
+    tokens, ends = [], [0] * len(text)
+    names = tokenizer.convert_ids_to_tokens(ids)
+    for name, part, (start, end) in zip(
+        names, found.sequence_ids(0), found["offset_mapping"][0], strict=True
+    ):
+        if part is None:
+            tokens.append(Token("", name, True))
+            continue
+        begin = max(start, ends[part])  # several tokens may be bytes of one character
+        tokens.append(Token(text[part][ends[part] : begin], text[part][begin:end], False))
+        ends[part] = max(end, ends[part])
+    return tokens
