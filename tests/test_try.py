@@ -1,5 +1,6 @@
 """The page that puts a text to every run: what it answers, what it explains, and whom it refuses."""
 
+import asyncio
 import importlib.util
 import json
 import os
@@ -9,8 +10,10 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import urllib.request
 
+import httpx
 import pytest
 import torch
 from starlette.testclient import TestClient
@@ -73,6 +76,23 @@ def test_labels_are_the_classifier_s(client, candidates):
         assert (answer["label"], answer["probabilities"]) == (expected.label, expected.probabilities)
         assert (answer["tokens"], answer["truncated"]) == (12, False)
         assert answer["milliseconds"] > 0
+
+
+def test_tasks_of_pairs_want_two_texts_and_damaged_records_are_said(folder, tmp_path):
+    (run,) = [path for path in (folder / "runs").iterdir() if (path / "model").is_dir()]
+    shutil.copytree(run, tmp_path / "pairs")
+    record = json.loads((run / "run.json").read_text())
+    record["spec"]["text_columns"] = ["text", "more"]
+    (tmp_path / "pairs" / "run.json").write_text(json.dumps(record))
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / "run.json").write_text("{")
+    damaged, pairs = playground.load([tmp_path])
+    assert "not a run record" in damaged.fault
+    assert pairs.texts == 2
+    client = TestClient(server.app([pairs]), "http://127.0.0.1")
+    refused(client.post("/classify", json={"run": 0, "texts": [TEXT]}), 400, "a task of two texts")
+    answer = client.post("/classify", json={"run": 0, "texts": ["a film", "the rain"]}).json()
+    assert answer["tokens"] == 7
 
 
 @pytest.mark.parametrize("name", encoders.SMALL)
@@ -248,9 +268,33 @@ def test_what_fails_inside_is_an_answer_too(client, monkeypatch):
     refused(client.post("/attribute", json={"run": 0, "texts": ["a"]}), 500, "ZeroDivisionError")
 
 
-def test_the_queue_has_an_end(client, monkeypatch):
-    monkeypatch.setattr(server, "MOST_WAITING", 0)
-    refused(client.post("/classify", json={"run": 0, "texts": ["a"]}), 503, "waiting")
+def test_one_at_a_time_and_the_queue_has_an_end(candidates, client, monkeypatch):
+    monkeypatch.setattr(server, "MOST_WAITING", 3)
+    at_once, most, release = [], [], threading.Event()
+
+    def classify(*_):
+        at_once.append(1)
+        most.append(len(at_once))
+        release.wait(20)
+        at_once.pop()
+        return {}
+
+    monkeypatch.setattr(server, "_classify", classify)
+
+    async def all_of_them():
+        transport = httpx.ASGITransport(server.app(candidates))
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as many:
+            asked = [many.post("/classify", json={"run": 0, "texts": ["a"]}) for _ in range(5)]
+            answers = asyncio.as_completed(map(asyncio.create_task, asked))
+            sent_away = [await next(answers), await next(answers)]
+            release.set()
+            return sent_away, [await answer for answer in answers]
+
+    sent_away, answered = asyncio.run(all_of_them())
+    for answer in sent_away:
+        refused(answer, 503, "waiting")
+    assert [answer.status_code for answer in answered] == [200] * 3
+    assert most == [1, 1, 1]
 
 
 def one_line(answer, *said):

@@ -59,13 +59,10 @@ function showAnswer(card, answer) {
   find(".probability", element).textContent = percent(answer.probabilities[answer.label]);
   find(".bars", element).replaceChildren(...run.labels.map((label) => {
     const row = document.createElement("div");
-    const meter = document.createElement("meter");
-    meter.value = answer.probabilities[label];
-    meter.setAttribute("aria-hidden", "true");
     const name = made("dt", label);
     name.title = label;
-    const bar = made("dd", "");
-    bar.append(meter);
+    const bar = made("dd", "", "bar");
+    bar.style.setProperty("--share", answer.probabilities[label]);
     row.append(name, bar, made("dd", percent(answer.probabilities[label])));
     return row;
   }));
@@ -234,11 +231,13 @@ async function askAll(event) {
     find("details", card.element).hidden = true;
     card.asked = card.pattern = null;
     try {
+      const { texts: wanted } = card.run;
+      if (wanted && wanted !== asked.length) throw new Error(`Takes ${["one text", "two texts"][wanted - 1]}.`);
       const answer = await ask("/classify", { run: card.index, texts: asked });
       if (mine !== round) return;
       showAnswer(card, answer);
       card.asked = asked;
-      answers.push({ card, label: answer.label });
+      answers.push({ card, label: answer.label, read: Math.min(answer.tokens, card.run.most_tokens) });
     } catch (error) {
       if (mine !== round) return;
       showFault(card, error.message);
@@ -248,8 +247,10 @@ async function askAll(event) {
   find("#how").hidden = !answers.length;
   find("#cards").removeAttribute("aria-busy");
   button.disabled = false; // explaining takes longer, and gives way to another text
-  for (const { card } of answers) {
+  for (const { card, read } of answers) {
     try {
+      const most = card.run.most_explained;
+      if (read > most) throw new Error(`explained up to ${most} tokens only`);
       const attribution = await ask("/attribute", { run: card.index, texts: asked });
       if (mine !== round) return;
       showAttribution(card, attribution);

@@ -109,6 +109,7 @@ def app(candidates: Sequence[Candidate]) -> ASGIApp:
                     "labels": candidate.labels,
                     "layers": candidate.layers,
                     "most_tokens": candidate.classifier.max_length if candidate.classifier else 0,
+                    "most_explained": explain.MOST_TOKENS,
                 }
                 for candidate in candidates
             ]
