@@ -5,6 +5,7 @@ import io
 import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -56,19 +57,18 @@ def test_lines_are_in_order_and_those_of_each_text_alone(call, folder, whole):
 
 
 @pytest.mark.parametrize("kept", [0, 1, 511, 512, 600, ROWS])
-@pytest.mark.parametrize("torn", [b"", b'{"label": "LAB'])
-def test_an_interrupted_call_goes_on_to_the_same_bytes(folder, whole, tmp_path, kept, torn):
+def test_an_interrupted_call_goes_on_to_the_same_bytes(folder, whole, tmp_path, kept):
     output = tmp_path / "labels.jsonl"
-    predict.label_file(folder / "model", folder / "texts.csv", ["text"], output)
+    shutil.copy(folder / "whole.jsonl.source.json", tmp_path / "labels.jsonl.source.json")
     lines = whole.splitlines(keepends=True)
-    output.write_bytes(b"".join(lines[:kept]) + torn)
+    output.write_bytes(b"".join(lines[:kept]) + b'{"label": "LAB' * (kept % 2))
     made = predict.label_file(folder / "model", folder / "texts.csv", ["text"], output)
     assert made == ROWS - kept
     assert output.read_bytes() == whole
 
 
 def test_killed_it_goes_on_to_the_same_bytes(folder, tmp_path):
-    tiny.write(tmp_path / "long.csv", tiny.texts(3_000, 3))
+    tiny.write(tmp_path / "long.csv", tiny.texts(2_000, 3))
     output = tmp_path / "labels.jsonl"
     command = [
         *(sys.executable, "-m", "bakeoff", "predict", folder / "model", "--file", tmp_path / "long.csv"),
@@ -82,8 +82,8 @@ def test_killed_it_goes_on_to_the_same_bytes(folder, tmp_path):
     started.wait()
     kept = output.read_bytes().count(b"\n")
     made = predict.label_file(folder / "model", tmp_path / "long.csv", ["text"], output)
-    assert 0 < made < 3_000
-    assert made + kept == 3_000
+    assert 0 < made < 2_000
+    assert made + kept == 2_000
     again = tmp_path / "again.jsonl"
     predict.label_file(folder / "model", tmp_path / "long.csv", ["text"], again)
     assert output.read_bytes() == again.read_bytes()
