@@ -185,10 +185,9 @@ def label_file(folder: Path, file: Path, text_columns: Sequence[str], output: Pa
         _label(Classifier(folder), file, text_columns, sys.stdout, 0, total)
         return total
     try:
+        # The lock would take a folder that is not ours to write for one in which it is held.
         if output.parent.is_dir() and not os.access(output.parent, os.W_OK):
-            raise PermissionError(
-                f"no right to write to {output.parent}"
-            )  # which a lock takes for being held
+            raise PermissionError(f"no right to write to {output.parent}")
         with FileLock(output.with_name(f".{output.name}.lock"), timeout=0):
             done = _resume(output, {"model": _sha256(model_folder(folder)), "texts": digest, "rows": total})
             if done < total:

@@ -55,7 +55,7 @@ def attribute(classifier: Classifier, text: tuple[str, ...], steps: int = STEPS)
     """Integrated gradients of the log-odds of the model's own label, log p / (1 - p).
 
     Raises:
-        BakeoffError: the text has more than `MOST_TOKENS` tokens, or is none.
+        BakeoffError: the text has more than `MOST_TOKENS` tokens.
     """
     inputs, tokens = _encoded(classifier, text)
     model, ids_1N = classifier.model, inputs.pop("input_ids")

@@ -36,7 +36,8 @@ function texts() {
 function newCard(run, index) {
   const element = find("#card").content.firstElementChild.cloneNode(true);
   const title = find("h2", element);
-  title.textContent = run.name;
+  // A name may break where its options do.
+  title.append(...run.name.split(/(?<=[:,=_])/).flatMap((part) => [part, document.createElement("wbr")]));
   title.id = `run-${index}`;
   element.setAttribute("aria-labelledby", title.id);
   find(".where", element).textContent = run.where;

@@ -265,9 +265,10 @@ def _read_parquet(path: Path, columns: Sequence[str]) -> Iterator[Row]:
     import pyarrow.parquet as pq
 
     try:
-        with pq.ParquetFile(path, buffer_size=_BUFFER) as file:
+        # Buffered before, all of a file ends up in memory; threads read ahead.
+        with pq.ParquetFile(path, buffer_size=_BUFFER, pre_buffer=False) as file:
             _positions(path, columns, file.schema_arrow.names)
-            for batch in file.iter_batches(_ROWS, columns=list(columns)):
+            for batch in file.iter_batches(_ROWS, columns=list(columns), use_threads=False):
                 yield from zip(*(_parquet_text(path, name, batch[name]) for name in columns), strict=True)
     except pa.ArrowException as error:
         raise BakeoffError(f"{path}: not readable as parquet ({' '.join(str(error).split())}).") from None
