@@ -81,6 +81,11 @@ function showFault(card, message) {
   find(".cost", element).textContent = "";
 }
 
+function called({ run }) {
+  const alone = cards.filter((card) => card.run.name === run.name).length === 1;
+  return alone ? run.name : `${run.name}, ${run.where}`;
+}
+
 // How many say what, among runs that know the same labels.
 function showVerdict(answers) {
   const said = new Map();
@@ -98,7 +103,7 @@ function showVerdict(answers) {
       element.classList.toggle("differs", of.length < most);
     }));
     if (byCount.length === 1) return most === 1 ? "" : `All ${most} say ${byCount[0][0]}.`;
-    const parts = byCount.map(([label, of]) => `${of.length} say${of.length === 1 ? "s" : ""} ${label} (${of.map(({ run }) => run.name).join(", ")})`);
+    const parts = byCount.map(([label, of]) => `${of.length} say${of.length === 1 ? "s" : ""} ${label} (${of.map(called).join("; ")})`);
     return `They differ: ${parts.join("; ")}.`;
   });
   find("#verdict").textContent = sentences.filter(Boolean).join(" ");
