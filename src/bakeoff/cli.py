@@ -546,6 +546,40 @@ def bench(
     epilog="""
 Examples:
 
+    bakeoff draw longformer:window=8 --length 64
+
+    bakeoff draw bigbird:block_size=4 --seed 1 --output bigbird.png
+"""
+)
+def draw(
+    attention: Annotated[str, typer.Argument(help="The mechanism, with options as in longformer:window=8.")],
+    length: Annotated[int, typer.Option(help="Tokens, 2 to 2,048.")] = 64,
+    scores: Annotated[
+        str | None,
+        typer.Option(
+            help="equal or gaussian; by default equal where that shows a pattern.", show_default=False
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of Gaussian scores, random blocks and random features.")] = 0,
+    output: Annotated[
+        Path | None, typer.Option(help="A PNG file, in place of the terminal.", show_default=False)
+    ] = None,
+) -> None:
+    """Draw the attention weights that a mechanism computes, beside dense attention's."""
+    from bakeoff import draw as drawings
+
+    drawing = drawings.draw(attention, length, scores=scores, seed=seed)
+    if output is None:
+        drawings.render_terminal(drawing, out)
+    else:
+        drawings.write_png(drawing, output)
+        out.print(Text(str(output)))
+
+
+@app.command(
+    epilog="""
+Examples:
+
     bakeoff ls tasks
 
     bakeoff ls attentions
