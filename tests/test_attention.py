@@ -86,6 +86,11 @@ def test_equals_reference_forward_and_every_gradient(name, N, is_padded):
         close(actual, wanted)
 
 
+def test_bigbird_s_reference_draws_what_there_is_where_more_is_asked_for():
+    attention, given = make("bigbird", num_random_blocks=3), inputs(1, 24)
+    close(attend(attention, *given), expected("bigbird", attention, *given))
+
+
 @pytest.mark.parametrize("name", MECHANISMS)
 def test_gradcheck(name):
     attention = make(name, window=2) if name == "longformer" else make(name)

@@ -70,11 +70,9 @@ def bigbird(attention: BigBird, q: Tensor, k: Tensor, v: Tensor, keep_BN: Tensor
                 near = {i - 1, i, i + 1} & set(range(blocks))
                 rest = set(range(blocks)) - ends - near
                 draw = sorted(
-                    rest, key=lambda j: _random(attention.layer.seed, attention.layer.index, h, i, j)
+                    rest, key=lambda j: -_random(attention.layer.seed, attention.layer.index, h, i, j)
                 )
-                chosen = (
-                    set(range(blocks)) if i in ends else ends | near | set(draw[len(draw) - R :] if R else ())
-                )
+                chosen = set(range(blocks)) if i in ends else ends | near | set(draw[:R])
                 for j in chosen:
                     rows, columns = real[i * S : (i + 1) * S], real[j * S : (j + 1) * S]
                     allowed[b, h, torch.tensor(rows)[:, None], torch.tensor(columns)] = True
