@@ -1,6 +1,5 @@
 """Every notebook runs from its first cell to its last: offline, on a tiny encoder and a mirror made here."""
 
-import csv
 import os
 from pathlib import Path
 
@@ -9,7 +8,6 @@ import nbformat
 import pytest
 
 import tiny
-from bakeoff.tasks import TASKS
 
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
 
@@ -18,15 +16,7 @@ NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
 def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("notebooks")
     tiny.encoder(folder / "encoder")
-    for task in ("sst2", "imdb", "qnli", "qqp"):
-        columns, origin = TASKS[task].text_columns, TASKS[task].origin
-        (folder / "mirror" / task).mkdir(parents=True)
-        for split, rows in ((origin.train_split, 64), (origin.eval_split, 40)):
-            with (folder / "mirror" / task / f"{split}.csv").open("w", newline="") as file:
-                lines = [
-                    (*[text] * len(columns), int(y == "pos")) for text, y in tiny.texts(rows, len(split))
-                ]
-                csv.writer(file).writerows([(*columns, "label"), *lines])
+    tiny.mirror(folder / "mirror")
     tiny.write(folder / "train.csv", tiny.texts(64, 0))
     tiny.write(folder / "eval.csv", tiny.texts(40, 1))
     return folder

@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerFast
 
 import encoders
 from bakeoff.spec import RunSpec
+from bakeoff.tasks import TASKS, Hub
 
 GOOD, BAD = ["good", "fine", "great"], ["bad", "poor", "awful"]
 OTHER = ["a", "film", "with", "some", "scenes", "and", "actors", "in", "the", "rain"]
@@ -41,10 +42,22 @@ def texts(rows: int, seed: int, words: tuple[int, int] = (3, 12)) -> list[tuple[
     return out
 
 
-def write(path: Path, rows: list[tuple[str, str]]) -> Path:
+def write(path: Path, rows: list[tuple[str, str]], header: tuple[str, str] = ("text", "label")) -> Path:
     with path.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([("text", "label"), *rows])
+        csv.writer(file).writerows([header, *rows])
     return path
+
+
+def mirror(folder: Path) -> None:
+    """The Hub's tasks as docs/data.md lays them out, 64 training and 40 evaluation rows each."""
+    for name, task in TASKS.items():
+        if isinstance(task.origin, Hub):
+            (folder / name).mkdir(parents=True)
+            for split, rows in ((task.origin.train_split, 64), (task.origin.eval_split, 40)):
+                with (folder / name / f"{split}.csv").open("w", newline="") as file:
+                    columns = task.text_columns
+                    lines = [(*[text] * len(columns), int(y == "pos")) for text, y in texts(rows, len(split))]
+                    csv.writer(file).writerows([(*columns, "label"), *lines])
 
 
 def spec(folder: Path, **changes) -> RunSpec:
