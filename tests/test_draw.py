@@ -130,7 +130,9 @@ def test_the_png_opens_and_shows_it(call, tmp_path, spec, panels):
 
 
 def test_bad_input_is_one_line(call, monkeypatch, tmp_path):
+    (tmp_path / "folder.png").mkdir()
     for arguments, said in [
+        (["dense", "--output", tmp_path / "folder.png"], "cannot be written"),
         (["bigbrd"], "Did you mean 'bigbird'"),
         (["longformer:window=7"], "even number"),
         (["dense", "--length", "1"], "2 to 2,048 tokens, not 1"),

@@ -184,7 +184,10 @@ def write_png(drawing: Drawing, path: Path) -> None:
         axes.set_title("\n".join(textwrap.wrap(title.replace(",", ", "), 44)), fontsize=8)
         axes.set_xlabel("key")
         axes.set_ylabel("query")
-    FigureCanvasAgg(figure).print_png(path, metadata={"Software": None})  # the same bytes from any version
+    try:
+        FigureCanvasAgg(figure).print_png(path, metadata={"Software": None})  # the same bytes again
+    except OSError as error:
+        raise BakeoffError(f"{path} cannot be written: {error.strerror}.") from None
 
 
 def _shades(weights_NN: Tensor) -> Tensor:
