@@ -38,6 +38,12 @@ def test_a_table_is_made_from_its_runs_and_others_are_left(tables, tmp_path):
     assert tables.filled(text, tmp_path) == (text, ["mine (1 runs without figures)", missing[0]])
 
 
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md"], ids=lambda page: page.name)
+def test_every_link_to_a_file_leads_there_in_the_repository(page):
+    for link in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text(encoding="utf-8")):
+        assert link.startswith("https://") or (page.parent / link).exists(), link
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_table_has_a_beginning_an_end_and_known_parts(tables, page):
     text = page.read_text(encoding="utf-8")
