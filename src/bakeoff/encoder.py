@@ -36,7 +36,7 @@ from transformers import (
 from bakeoff import attention as mechanisms
 from bakeoff.attention.longformer import Window
 from bakeoff.errors import BakeoffError
-from bakeoff.rows import Aligned, Packed, align, pack
+from bakeoff.rows import Aligned, Packed, Traced, align, pack
 
 NAME = "bakeoff"  # of the model type, the attention function, and the submodule on each attention layer
 _RECORDER = "bakeoff_recorder"
@@ -269,6 +269,10 @@ def _attend(
         raise ValueError(f"global_attention_mask is for longformer; {type(mechanism).__name__} takes none.")
     if rows is None:  # nothing is padded, or an inner layer is called by itself
         rows = Aligned(None) if attention_mask is None else align(_two_dimensional(attention_mask))
+    if torch.compiler.is_exporting():
+        if not isinstance(rows, Traced):
+            raise BakeoffError("torch.export alone gives a graph for some lengths only; use bakeoff export.")
+        rows = dataclasses.replace(rows, padded=mechanism.traced_length(rows.tokens))
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
@@ -363,6 +367,8 @@ def _remember_input(
         return
     rows = kwargs.get("rows")
     n = rows.longest if isinstance(rows, Packed) else hidden.shape[1]
+    if isinstance(rows, Traced):  # one graph for all lengths: the longest decides
+        n = mechanism.layer.max_length
     plain = all(type(projection) is _Later for projection in projections)
     waits = plain and rotary is None and mechanism.projects_later(n)
     if waits:
@@ -376,6 +382,8 @@ def _find_rows(packs: bool, encoder: PreTrainedModel, args: tuple[Any, ...], kwa
     """Before the encoder: how this batch's real tokens come together, for all layers."""
     kwargs = dict(kwargs)
     first_only = kwargs.pop("first_only", False)
+    if "rows" in kwargs:  # given by who traces, and has seen to it that they are right
+        return args, kwargs
     # Someone who reads what is between the layers expects it in its places.
     shown = kwargs.get("output_hidden_states") or encoder.config.output_hidden_states
     looks = packs and not shown and not torch.compiler.is_compiling()

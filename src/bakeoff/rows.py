@@ -9,6 +9,9 @@ Mechanisms want each row's real tokens first. Two ways lead there, both undone b
   mechanism. For little padding, for shapes that may not depend on the data (compile, export), for layers that
   share their weights, and where something reads what is between the layers.
 
+A third, `Traced`, is for a graph that is to hold for every length (`bakeoff.export`): tokens are brought to
+the front before the encoder, by `to_front`, and padded further around each call of a mechanism, as that asks.
+
 `first_only` says that after the last layer's attention only each row's first token is of interest.
 """
 
@@ -18,6 +21,7 @@ import dataclasses
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 #: Packing pays where it saves more than moving tokens costs; see docs/performance.md.
 PACKED_BELOW = 0.95
@@ -54,6 +58,22 @@ class Aligned:
     def first_tokens(self, x_BN: Tensor) -> Tensor:
         """(B, 1, …): what stands first in each row."""
         return x_BN[:, :1]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Traced(Aligned):
+    """Rows of `tokens` with their real tokens in front, which mechanisms see padded to `padded` tokens."""
+
+    tokens: int = 0
+    padded: int = 0
+
+    def to_rows(self, x_BN: Tensor) -> list[Tensor]:
+        """One batch (B, padded, …)."""
+        return [F.pad(x_BN, (0, 0) * (x_BN.dim() - 2) + (0, self.padded - self.tokens))]
+
+    def from_rows(self, batches: list[Tensor]) -> Tensor:
+        """The inverse of `to_rows`."""
+        return batches[0].narrow(1, 0, self.tokens)  # a slice's size would be a minimum of two symbols
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -121,6 +141,17 @@ def align(keep_BN: Tensor) -> Aligned:
     if torch.compiler.is_compiling() or bool((keep_BN[:, 1:] > keep_BN[:, :-1]).any()):
         return Aligned(keep_BN.sum(1), torch.argsort(~keep_BN, dim=1, stable=True))
     return Aligned(None if bool(keep_BN.all()) else keep_BN.sum(1))
+
+
+def to_front(keep_BN: Tensor) -> Tensor:
+    """Where each row's real tokens are, in order, and behind them its padding: (B, N).
+
+    By sums, since ONNX sorts no booleans.
+    """
+    real_BN, padding_BN = keep_BN.cumsum(1), (~keep_BN).cumsum(1)
+    place_BN = torch.where(keep_BN, real_BN, real_BN[:, -1:] + padding_BN) - 1
+    token_BN = torch.arange(keep_BN.shape[1], device=keep_BN.device).expand_as(place_BN)
+    return torch.zeros_like(place_BN).scatter(1, place_BN, token_BN)
 
 
 def pack(keep_BN: Tensor) -> Packed | None:

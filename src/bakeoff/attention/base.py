@@ -99,6 +99,14 @@ class Attention(nn.Module):
         """
         return False
 
+    def traced_length(self, n: int) -> int:
+        """Tokens, at least the `n` there are, to which a graph that is to hold for every `n` pads.
+
+        `n` is a symbol there, and so is what comes of it: such that no branch of `forward` depends on it.
+        Where `torch.compiler.is_exporting()`, `forward` may count on this length, and on `length_B`.
+        """
+        return n
+
     def full_flops(self, n: int) -> float:
         """What dense attention would take."""
         return 4.0 * self.layer.num_heads * self.layer.head_dim * n * n
@@ -169,6 +177,11 @@ def take_tokens(x_BHND: Tensor, index_BG: Tensor) -> Tensor:
 def pad_tokens(x_BHND: Tensor, after: int) -> Tensor:
     """Zeros after the last token; the tensor itself where there is nothing to add."""
     return F.pad(x_BHND, (0, 0, 0, after)) if after else x_BHND
+
+
+def portions(x: Tensor, size: int | None, dim: int = 0) -> tuple[Tensor, ...]:
+    """`x.split(size, dim)`; or `x` in one where `size` is None, as in a graph, whose steps are fixed."""
+    return (x,) if size is None else x.split(size, dim)
 
 
 def cached(build: Callable[..., Any]) -> Callable[..., Any]:

@@ -33,6 +33,7 @@ from bakeoff.attention.base import (
     bias_from,
     cached,
     pad_tokens,
+    portions,
     real_tokens,
     row_attention,
     softmax_attention,
@@ -74,7 +75,8 @@ class BigBird(Attention):
     ) -> Tensor:
         """Attend; see `Attention.forward`."""
         B, H, N, D = q_BHND.shape
-        if self.covers(N):  # every block attends to every block: the same function, without the copies
+        if not torch.compiler.is_exporting() and self.covers(N):
+            # Every block attends to every block: the same function, without the copies.
             return row_attention(q_BHND, k_BHND, v_BHND, length_B, scaling=scaling, dropout_p=dropout_p)
         S = self.block_size
         blocks = -(-N // S)
@@ -97,11 +99,13 @@ class BigBird(Attention):
 
         # A few heads at a time, so that what is gathered stays in the processor's cache. A block of keys is
         # one contiguous row there, and gathering copies whole rows.
-        size = B * H if torch.compiler.is_compiling() else max(1, _GATHERED // (blocks * A * S * D))
-        heads = (x.flatten(0, 1).split(size) for x in (q_BHISD, k_BHISD, v_BHISD, attended_BHIA, bias_BHIK))
+        size = None if torch.compiler.is_compiling() else max(1, _GATHERED // (blocks * A * S * D))
+        heads = (
+            portions(x.flatten(0, 1), size) for x in (q_BHISD, k_BHISD, v_BHISD, attended_BHIA, bias_BHIK)
+        )
         outs = []
         for q, k, v, attended, bias in zip(*heads, strict=True):
-            first = torch.arange(len(k), device=k.device)[:, None, None] * blocks
+            first = torch.arange(k.shape[0], device=k.device)[:, None, None] * blocks
             rows = (first + attended).flatten()
             k_near, v_near = (
                 x.reshape(-1, S * D).index_select(0, rows).view(-1, 1, A * S, D) for x in (k, v)
@@ -126,7 +130,7 @@ class BigBird(Attention):
         is_first, is_last = (block == ends_BT[:, None, t, None, None, None] for t in (0, 1))
         out = torch.where(is_last, out_ends[:, :, 1:], out)
         out = torch.where(is_first, out_ends[:, :, :1], out)  # second, for rows of one block
-        return zero_padding(out.flatten(2, 3)[:, :, :N], length_B)
+        return zero_padding(out.flatten(2, 3).narrow(2, 0, N), length_B)
 
     def attended_blocks(self, blocks_B: Tensor, blocks: int) -> tuple[Tensor, Tensor]:
         """Which key blocks each query block attends to in rows of `blocks_B` blocks, padded to `blocks`.
@@ -135,9 +139,9 @@ class BigBird(Attention):
             indices (B, H, blocks, A) with A = 5 + R, and whether a slot counts (B, blocks, A): a block that
             appears twice counts once. The rows of the two global blocks are not used.
         """
-        H, R = self.layer.num_heads, min(self.num_random_blocks, blocks)
+        H, R = self.layer.num_heads, self.num_random_blocks
         device = blocks_B.device
-        B = len(blocks_B)
+        B = blocks_B.shape[0]
         i = torch.arange(blocks, device=device)
         last = (blocks_B - 1).clamp(min=0)[:, None]  # (B, 1)
 
@@ -153,9 +157,13 @@ class BigBird(Attention):
         j = i[None, None, :]
         eligible = (j > 0) & (j < last[..., None]) & ((i[:, None] - j).abs() > 1)  # (B, I, J)
         scores = _hash(self.layer.seed, self.layer.index, H, blocks, device)
-        drawn = scores[None].masked_fill(~eligible[:, None], -1).topk(R, dim=-1)
-        random_valid = drawn.values[:, 0] >= 0  # how many are eligible does not depend on the head
-        attended = torch.cat((fixed_BIA[:, None].expand(-1, H, -1, -1), drawn.indices), -1)
+        scores = scores[None].masked_fill(~eligible[:, None], -1)
+        if torch.compiler.is_exporting():  # of fewer than R blocks there are none to draw
+            scores = F.pad(scores, (0, R), value=-1)
+        values, drawn = scores.topk(R, dim=-1)
+        random_valid = values[:, 0] >= 0  # how many are eligible does not depend on the head
+        drawn = drawn.where(values >= 0, 0)
+        attended = torch.cat((fixed_BIA[:, None].expand(-1, H, -1, -1), drawn), -1)
         return attended, torch.cat((valid_BIA, random_valid), -1)
 
     def flops(self, n: int) -> float:
@@ -170,6 +178,10 @@ class BigBird(Attention):
     def covers(self, n: int) -> bool:
         """With 4 + R blocks or fewer, fixed and random blocks are all blocks."""
         return -(-n // self.block_size) <= 4 + self.num_random_blocks
+
+    def traced_length(self, n: int) -> int:
+        """Whole blocks, two or more."""
+        return (n + 2 * self.block_size - 1) // self.block_size * self.block_size
 
 
 @cached

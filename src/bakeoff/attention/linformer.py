@@ -102,7 +102,7 @@ class Linformer(Attention):
             value: its value projection.
         """
         H, N = q_BHND.shape[1], q_BHND.shape[2]
-        if self.layer.max_length < N:
+        if not torch.compiler.is_exporting() and self.layer.max_length < N:
             raise BakeoffError(
                 f"linformer: {N} tokens, but its projections hold {self.layer.max_length}; "
                 "convert the encoder with a larger max_length."
@@ -113,7 +113,8 @@ class Linformer(Attention):
         if N <= G:
             return row_attention(q_BHND, k_BHND, v_BHND, length_B, scaling=scaling, dropout_p=dropout_p)
         rest_B, n = None if length_B is None else (length_B - G).clamp(min=0), N - G
-        x_BNE = hidden_BNE[:, G:]
+        # As parts: in a graph for every length, the size of a slice is a minimum that is never resolved.
+        x_BNE = hidden_BNE.split((G, n), 1)[1]
         slot_BN, tokens_BK = segments(rest_B, n, self.projected_length, q_BHND.device)
         K = tokens_BK.shape[1]
 
@@ -121,12 +122,16 @@ class Linformer(Attention):
             heads_BHND: Tensor, learned_KN: Tensor, pooling_E: Tensor, linear: Projection | None
         ) -> Tensor:
             means_BKN = segment_means(x_BNE @ pooling_E.to(x_BNE.dtype), slot_BN, rest_B, K)
-            sequence_BKN = means_BKN.to(x_BNE.dtype) + learned_KN[:K, :n].to(x_BNE.dtype)
+            learned_KN = learned_KN[:K]
+            if torch.compiler.is_exporting():  # so that a row of the full length is no case of its own
+                learned_KN = F.pad(learned_KN, (0, 1))
+            sequence_BKN = means_BKN.to(x_BNE.dtype) + learned_KN.narrow(1, 0, n).to(x_BNE.dtype)
             if rest_B is not None:
                 sequence_BKN = sequence_BKN * real_tokens(rest_B, n)[:, None]
             if linear is None:
                 # The heads share the projection: one product for all of them, over (H D) columns.
-                summaries_BKE = sequence_BKN @ heads_BHND[:, :, G:].transpose(1, 2).flatten(2)
+                rest_BHND = heads_BHND.split((G, n), 2)[1]
+                summaries_BKE = sequence_BKN @ rest_BHND.transpose(1, 2).flatten(2)
             else:
                 # E (x W + b) = (E x) W + (E 1) b: the layer's projection for K tokens instead of N.
                 summaries_BKE = linear(sequence_BKN @ x_BNE)
@@ -146,9 +151,12 @@ class Linformer(Attention):
             return zero_padding(attend(q_BHND, k_BHSD, v_BHSD, bias), length_B)
         real = None if length_B is None else bias_from(real_tokens(length_B, N), q_BHND.dtype)[:, None, None]
         if bias is not None:
-            bias = F.pad(bias, (G, 0)) if real is None else torch.cat((real[..., :G], bias), -1)
-        k_BHSD, v_BHSD = torch.cat((k_BHND[:, :, :G], k_BHSD), 2), torch.cat((v_BHND[:, :, :G], v_BHSD), 2)
-        out = (attend(q_BHND[:, :, :G], k_BHND, v_BHND, real), attend(q_BHND[:, :, G:], k_BHSD, v_BHSD, bias))
+            bias = F.pad(bias, (G, 0)) if real is None else torch.cat((real.split((G, n), -1)[0], bias), -1)
+        (q_global, q_rest), (k_global, _), (v_global, _) = (
+            x.split((G, n), 2) for x in (q_BHND, k_BHND, v_BHND)
+        )
+        k_BHSD, v_BHSD = torch.cat((k_global, k_BHSD), 2), torch.cat((v_global, v_BHSD), 2)
+        out = (attend(q_global, k_BHND, v_BHND, real), attend(q_rest, k_BHSD, v_BHSD, bias))
         return zero_padding(torch.cat(out, 2), length_B)
 
     def flops(self, n: int) -> float:
@@ -162,6 +170,10 @@ class Linformer(Attention):
         """While n <= K + G nothing is compressed: dense attention at the start, and no saving."""
         return n <= self.projected_length + self.global_tokens
 
+    def traced_length(self, n: int) -> int:
+        """More than the global tokens."""
+        return n + self.global_tokens
+
     def projects_later(self, n: int) -> bool:
         """Where there are more tokens than summaries, and none is global: those need all keys and values."""
         return not self.global_tokens and n > self.projected_length
@@ -172,14 +184,16 @@ def segments(length_B: Tensor | None, N: int, count: int, device: torch.device) 
 
     Returns:
         (B, N), in order from 0, each token its own part in rows no longer than `count`, 0 at padding; and the
-        tokens of each part, (B, K), with K = min(count, N). B is 1 where nothing is padded.
+        tokens of each part, (B, K), with K = min(count, N), or K = count in a graph for every N. B is 1 where
+        nothing is padded.
     """
+    K = count if torch.compiler.is_exporting() else min(count, N)
     place_N = torch.arange(N, device=device)
     length_B1 = place_N.new_full((1, 1), N) if length_B is None else length_B[:, None]
     slot_BN = torch.where(length_B1 <= count, place_N, place_N * count // length_B1.clamp(min=1))
     real_BN = place_N < length_B1
     slot_BN = slot_BN.where(real_BN, 0)
-    return slot_BN, slot_BN.new_zeros(len(slot_BN), min(count, N)).scatter_add_(1, slot_BN, real_BN.long())
+    return slot_BN, slot_BN.new_zeros(slot_BN.shape[0], K).scatter_add_(1, slot_BN, real_BN.long())
 
 
 def segment_means(weight_BN: Tensor, slot_BN: Tensor, length_B: Tensor | None, K: int) -> Tensor:
@@ -189,7 +203,7 @@ def segment_means(weight_BN: Tensor, slot_BN: Tensor, length_B: Tensor | None, K
     lowest = torch.finfo(weight_BN.dtype).min
     if length_B is not None:
         weight_BN = weight_BN.masked_fill(~real_tokens(length_B, weight_BN.shape[1]), -torch.inf)
-    top_BK = weight_BN.new_full((len(weight_BN), K), lowest)
+    top_BK = weight_BN.new_full((weight_BN.shape[0], K), lowest)
     top_BK = top_BK.scatter_reduce(1, slot_BN, weight_BN.detach(), "amax")
     share_BN = (weight_BN - top_BK.gather(1, slot_BN)).exp()
     means_BKN = share_BN.new_zeros(*top_BK.shape, share_BN.shape[1])

@@ -33,6 +33,7 @@ from bakeoff.attention.base import (
     Layer,
     bias_from,
     cached,
+    portions,
     real_tokens,
     row_attention,
     softmax_attention,
@@ -104,12 +105,12 @@ class Longformer(Attention):
         """
         B, _, N, _ = q_BHND.shape
         if global_BN is None:
-            count = min(self.global_tokens, N)
+            count = self.global_tokens if torch.compiler.is_exporting() else min(self.global_tokens, N)
         else:
             global_BN = global_BN.bool() if length_B is None else global_BN.bool() & real_tokens(length_B, N)
             count = int(global_BN.sum(1).max())
         out = window_attention(
-            q_BHND, k_BHND, v_BHND, length_B, self.radius, count, global_BN,
+            q_BHND, k_BHND, v_BHND, length_B, self.radius, self.layer.max_length, count, global_BN,
             scaling=scaling, dropout_p=dropout_p,
         )  # fmt: skip
         if not count:
@@ -189,6 +190,10 @@ class Longformer(Attention):
         """Whether the window spans the sequence. Global tokens with own projections still differ."""
         return n - 1 <= self.radius
 
+    def traced_length(self, n: int) -> int:
+        """More than the global tokens, and where windows are computed as such, whole blocks of them."""
+        return _traced_length(n, self.radius, self.global_tokens, self.layer.max_length)
+
 
 class Window(Attention):
     """A sliding window without global tokens: the local layers of families that alternate (ModernBERT).
@@ -216,8 +221,9 @@ class Window(Attention):
     ) -> Tensor:
         """Attend; see `Attention.forward`."""
         out = window_attention(
-            q_BHND, k_BHND, v_BHND, length_B, self.radius, scaling=scaling, dropout_p=dropout_p
-        )
+            q_BHND, k_BHND, v_BHND, length_B, self.radius, self.layer.max_length,
+            scaling=scaling, dropout_p=dropout_p,
+        )  # fmt: skip
         return zero_padding(out, length_B)
 
     def flops(self, n: int) -> float:
@@ -227,6 +233,10 @@ class Window(Attention):
     def covers(self, n: int) -> bool:
         """Whether the window spans the sequence."""
         return n - 1 <= self.radius
+
+    def traced_length(self, n: int) -> int:
+        """More than the global tokens, and where windows are computed as such, whole blocks of them."""
+        return _traced_length(n, self.radius, 0, self.layer.max_length)
 
 
 def rotate(x_BHND: Tensor, cos_BND: Tensor, sin_BND: Tensor) -> Tensor:
@@ -257,6 +267,7 @@ def window_attention(
     v_BHND: Tensor,
     length_B: Tensor | None,
     radius: int,
+    longest: int,
     count: int = 0,
     global_BN: Tensor | None = None,
     *,
@@ -265,34 +276,40 @@ def window_attention(
 ) -> Tensor:
     """Attend to |i - j| <= radius, and to the global tokens wherever they are; see `global_places`.
 
+    A graph that is to hold for every N takes the way that is right for N = `longest`, and so for all.
+
     Returns (B, H, N, D); rows at padding are finite and without meaning.
     """
     B, _, N, _ = q_BHND.shape
     device = q_BHND.device
-    if radius >= N - 1:
+    exporting = torch.compiler.is_exporting()
+    tokens = longest if exporting else N
+    if radius >= tokens - 1:
         return row_attention(q_BHND, k_BHND, v_BHND, length_B, scaling=scaling, dropout_p=dropout_p)
     if flex.applies(q_BHND, dropout_p):
         mask = _window_mask(B, N, radius, count, global_BN, length_B, device, keep=global_BN is None)
         return flex.attend(q_BHND, k_BHND, v_BHND, mask, scaling=scaling)
 
-    short = max(DENSE_UP_TO, DENSE_WINDOWS * 2 * radius)
-    if short >= N:
+    short = _short(radius)
+    if short >= tokens:
         # The same function as a masked dense attention, without the copies.
-        keep = global_BN is None
+        keep = global_BN is None and not exporting
         size = min(short, 1 << (N - 1).bit_length()) if keep else N  # a larger bias serves many lengths
-        bias = _window_bias(size, radius, count, global_BN, q_BHND.dtype, device, keep=keep)[:, :N, :N]
+        bias = _window_bias(size, radius, count, global_BN, q_BHND.dtype, device, keep=keep)
+        if keep:
+            bias = bias[:, :N, :N]
         return row_attention(q_BHND, k_BHND, v_BHND, length_B, bias, scaling=scaling, dropout_p=dropout_p)
 
     # T blocks of the whole batch stand one after another; those that are all padding are left out.
-    block = 64 if radius >= 64 else 32
+    block = _block(radius)
     blocks = -(-N // block)
     which_T = torch.arange(B * blocks, device=device)
     if length_B is not None and not torch.compiler.is_compiling():
         which_T = which_T[which_T % blocks * block < length_B.repeat_interleave(blocks)]
-    if not len(which_T):
+    if not which_T.shape[0]:
         return torch.zeros_like(q_BHND)
     row_T = which_T // blocks
-    everything = len(which_T) == B * blocks
+    everything = which_T.shape[0] == B * blocks
 
     def in_blocks(x_BN: Tensor) -> Tensor:
         """(B, N, …) in blocks: (T, block, …)."""
@@ -315,12 +332,20 @@ def window_attention(
     reached_bias, near_bias = (bias_from(x, q_BHND.dtype) for x in (reached_TK, near_SK))
 
     # A group of blocks at a time, small enough for the processor's cache.
-    size = max(1, _GROUP // k_TSHD[0].numel() // len(chunk))
+    group: int | None = max(1, _GROUP // k_TSHD[0].numel() // len(chunk))
     if torch.compiler.is_compiling():  # one step to trace, whatever the length
-        size = len(which_T)
-    k_groups, v_groups = _Reach.apply(k_TSHD, k_TGHD, side, size), _Reach.apply(v_TSHD, v_TGHD, side, size)
+        group = None
+    if exporting:  # no format of a graph has overlapping views
+        k_groups, v_groups = (
+            (_around(torch.cat(x, 1), side).permute(0, 2, 4, 1, 3).flatten(2, 3),)
+            for x in ((k_TSHD, k_TGHD), (v_TSHD, v_TGHD))
+        )
+    else:
+        k_groups, v_groups = (
+            _Reach.apply(*x, side, group or which_T.shape[0]) for x in ((k_TSHD, k_TGHD), (v_TSHD, v_TGHD))
+        )
     outs = []
-    groups = (q_TSHD.transpose(1, 2).split(size), k_groups, v_groups, reached_bias.split(size))
+    groups = (portions(q_TSHD.transpose(1, 2), group), k_groups, v_groups, portions(reached_bias, group))
     for q, k, v, reached in zip(*groups, strict=True):
         bias = (reached[:, None] + near_bias)[:, None]
         out = F.scaled_dot_product_attention(q, k, v, bias, dropout_p=dropout_p, scale=scaling)
@@ -328,7 +353,25 @@ def window_attention(
     out = torch.cat(outs)
     if not everything:
         out = out.new_zeros(B * blocks, *out.shape[1:]).index_copy(0, which_T, out)
-    return out.unflatten(0, (B, blocks)).flatten(1, 2)[:, :N].transpose(1, 2)
+    return out.unflatten(0, (B, blocks)).flatten(1, 2).narrow(1, 0, N).transpose(1, 2)
+
+
+def _short(radius: int) -> int:
+    """Tokens up to which a window is computed as masked dense attention."""
+    return max(DENSE_UP_TO, DENSE_WINDOWS * 2 * radius)
+
+
+def _block(radius: int) -> int:
+    """Queries that go together where a window is computed as one."""
+    return 64 if radius >= 64 else 32
+
+
+def _traced_length(n: int, radius: int, count: int, longest: int) -> int:
+    """More than the `count` global tokens; and where windows are, whole blocks, two or more."""
+    if longest <= max(_short(radius), radius + 1):
+        return n + count
+    block = _block(radius)
+    return (n + count + 2 * block - 1) // block * block
 
 
 @cached
@@ -382,13 +425,18 @@ def _window_mask(
 
 def _reachable(local_TS: Tensor, present_TG: Tensor, row_T: Tensor, side: int) -> Tensor:
     """Which tokens and globals count in the C = 2 side + 1 blocks around each block: (T, C (S + G))."""
-    width = 2 * side + 1
-    near = F.pad(local_TS, (0, 0, side, side)).unfold(0, width, 1)
+    near = _around(local_TS, side)
     # Neighbours in the batch are neighbours in memory; a window ends where its row does.
-    same_row = F.pad(row_T, (side, side), value=-1).unfold(0, width, 1) == row_T[:, None]
+    same_row = _around(row_T, side, value=-1) == row_T[:, None]
     # Every block carries its row's globals, and one copy counts.
-    present = present_TG[:, None] & (torch.arange(width, device=row_T.device) == side)[:, None]
+    present = present_TG[:, None] & (torch.arange(2 * side + 1, device=row_T.device) == side)[:, None]
     return torch.cat(((near & same_row[:, None]).transpose(1, 2), present), -1).flatten(1)
+
+
+def _around(x_T: Tensor, side: int, value: float = 0) -> Tensor:
+    """Each of T and `side` neighbours on either side, last: (T, …, 2 side + 1); `value` beyond the ends."""
+    padded = F.pad(x_T, (0, 0) * (x_T.dim() - 1) + (side, side), value=value)
+    return torch.stack([padded.narrow(0, step, x_T.shape[0]) for step in range(2 * side + 1)], -1)
 
 
 class _Reach(torch.autograd.Function):

@@ -44,6 +44,7 @@ from bakeoff.attention.base import (
     Attention,
     Layer,
     bias_from,
+    portions,
     real_tokens,
     row_attention,
     zero_padding,
@@ -145,17 +146,17 @@ class Performer(Attention):
                 k, v_and_one = (x.masked_fill(~real_BN[:, None, :, None], 0.0) for x in (k, v_and_one))
             # Some rows at a time, and of them some tokens: features are the largest tensors here.
             rows, size = self._portions(q)
-            parts = (x.split(rows) for x in (q, k, v_and_one, real_BN))
+            parts = (portions(x, rows) for x in (q, k, v_and_one, real_BN))
             out = torch.cat([self._attend(size, *part) for part in zip(*parts, strict=True)])
         if dropout_p:
             out = F.dropout(out, dropout_p)
         return zero_padding(out.to(dtype), length_B)
 
-    def _portions(self, q_BHND: Tensor) -> tuple[int, int]:
-        """How many rows, and how many of their tokens, have features at a time: a few on an eager CPU."""
-        B, H, N, _ = q_BHND.shape
+    def _portions(self, q_BHND: Tensor) -> tuple[int | None, int | None]:
+        """How many rows, and how many of their tokens, have features at a time: all, but on an eager CPU."""
+        _, H, N, _ = q_BHND.shape
         if q_BHND.device.type != "cpu" or torch.compiler.is_compiling():
-            return B, N
+            return None, None
         tokens = max(1, _CHUNK // (H * self.num_features))
         return max(1, tokens // N), max(_LEAST, tokens)
 
@@ -186,20 +187,23 @@ class Performer(Attention):
         weight, top = _exponential(weight.masked_fill(padding, lowest), (-2, -1))
         return features_BHNM * weight, top
 
-    def _attend(self, size: int, q: Tensor, k: Tensor, v_and_one: Tensor, real_BN: Tensor) -> Tensor:
+    def _attend(self, size: int | None, q: Tensor, k: Tensor, v_and_one: Tensor, real_BN: Tensor) -> Tensor:
         """(φ(q) + ε) (φ(k) + ε)ᵀ [v, 1], its last column divided out: (B, H, N, D), `size` tokens at a time.
 
         The epsilons are taken out of the features into sums over few rows. Keys are offset by the largest
         exponent so far, and what was summed before is brought to it.
         """
-        G = min(self.global_tokens, q.shape[2])
-        k_global, v_global, real_BG = k[:, :, :G], v_and_one[:, :, :G, :-1], real_BN[:, :G]
-        others_BN, others = F.pad(real_BN[:, G:], (G, 0)), v_and_one
+        G = self.global_tokens
+        # As parts: in a graph for every length, the size of a slice is a minimum that is never resolved.
+        ends = (G, q.shape[2] - G)
+        (k_global, _), (v_global, _) = k.split(ends, 2), v_and_one[..., :-1].split(ends, 2)
+        real_BG, others_BN = real_BN.split(ends, 1)
+        others_BN, others = F.pad(others_BN, (G, 0)), v_and_one
         if G:
             others = v_and_one.masked_fill(~others_BN[:, None, :, None], 0.0)
         summed_BHMD: Tensor | float = 0.0
         largest = q.new_full((*q.shape[:2], 1, 1), -torch.inf)
-        parts = (k.split(size, 2), others.split(size, 2), others_BN.split(size, 1))
+        parts = (portions(k, size, 2), portions(others, size, 2), portions(others_BN, size, 1))
         for key, value, real in zip(*parts, strict=True):
             k_BHNM, top = self._key_features(key, real)
             before, largest = largest, torch.maximum(largest, top)
@@ -209,7 +213,7 @@ class Performer(Attention):
         allowed = torch.cat((real_BG, others_BN.any(1, keepdim=True)), 1)
         bias_B11S = bias_from(allowed, q.dtype)[:, None, None]
         outs = []
-        for query in q.split(size, 2):
+        for query in portions(q, size, 2):
             q_BHNM, exponent = self._query_features(query)
             out, mass = (q_BHNM @ summed_BHMD + every).split((q.shape[3], 1), -1)
             # A row without such tokens has no features: its quotient is 0 / 0 without the bound.
@@ -224,8 +228,9 @@ class Performer(Attention):
         if not G:
             return out
         real = bias_from(real_BN[:, None], q.dtype)
-        rows = row_attention(q[:, :, :G], k, v_and_one[..., :-1], None, real, scaling=1.0, dropout_p=0.0)
-        return torch.cat((rows, out[:, :, G:]), 2)
+        q_global, out = q.split(ends, 2)[0], out.split(ends, 2)[1]
+        rows = row_attention(q_global, k, v_and_one[..., :-1], None, real, scaling=1.0, dropout_p=0.0)
+        return torch.cat((rows, out), 2)
 
     def flops(self, n: int) -> float:
         """4 H n M D for the features, half of it where they are learned; 4 H n M (D + 1) for the products.
@@ -241,6 +246,10 @@ class Performer(Attention):
     def covers(self, n: int) -> bool:
         """Where all tokens are global."""
         return n <= self.global_tokens
+
+    def traced_length(self, n: int) -> int:
+        """More than the global tokens."""
+        return n + self.global_tokens
 
 
 def _softmaxes(x_BHNM: Tensor) -> Tensor:
