@@ -434,6 +434,32 @@ def try_(
     epilog="""
 Examples:
 
+    bakeoff export runs/sst2-performer-s42-1a2b3c4d --format onnx --output sst2-onnx
+
+    bakeoff export RUN --format safetensors --output sst2-performer
+"""
+)
+def export(
+    run: Annotated[Path, typer.Argument(help="A run's folder.")],
+    format: Annotated[str, typer.Option(help="onnx, torch-export or safetensors.")],
+    output: Annotated[Path, typer.Option(help="A new folder for model, tokenizer and card.")],
+) -> None:
+    """Write a trained run for others: graph or weights, held equal to the run's model, and a model card."""
+    _quiet()
+    from bakeoff import export as exporting
+
+    with _interruptible("nothing was written"):
+        exported = exporting.export(run, format, output)
+    out.print(Text(f"{exported.folder}: logits within {exported.difference:.1e} of the trained model's"))
+    for speed in exported.speed:
+        figures = f"{speed.median:.2f} ms a text ({speed.low:.2f} to {speed.high:.2f})"
+        out.print(Text(f"  {speed.tokens} tokens, {speed.what}: {figures}"), soft_wrap=True)
+
+
+@app.command(
+    epilog="""
+Examples:
+
     bakeoff check --task imdb --max-length 1024 --extend-positions --data-dir mirror
 
     bakeoff check run.yaml
