@@ -5,10 +5,9 @@ from __future__ import annotations
 import functools
 import logging
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -94,7 +93,7 @@ def trace(inputs: Inputs) -> torch.export.ExportedProgram:
             (),
             kwargs=example,
             dynamic_shapes={name: {0: batch, 1: tokens} for name in example},
-            # That whole blocks hold all tokens is true and not seen to be: it is asserted when the graph runs.
+            # That whole blocks hold all tokens is true but not proven: a graph asserts it when it runs.
             prefer_deferred_runtime_asserts_over_guards=True,
         )
     program.example_inputs = None  # they would be saved as a pickle
@@ -162,31 +161,29 @@ WRITERS: dict[str, Callable[[Inputs, Path], tuple[Logits, dict[str, str]]]] = {
 }
 
 
-def difference(inputs: Inputs, exported: Logits) -> float:
+def difference(inputs: Inputs, exported: Logits, sides: Sequence[str]) -> float:
     """The largest difference between two models' logits, as a share of the largest logit, or of 1.
 
-    Rows of 1 token to all that the encoder holds, alone and together, where mechanisms take one way and the other.
-    Padding on the left is held to the same rows padded on the right: a classifier that reads the first token would
-    read padding.
+    Over rows of 1 token to all that the encoder holds, alone and together, padded on each of `sides`. All are
+    held to the model's own padded on the right: on the left, a classifier that reads the first token reads
+    padding, and a graph, which brings real tokens to the front, does not.
     """
     longest = inputs.model.max_tokens
     lengths = sorted({min(n, longest) for n in (1, 2, 3, 7, 16, 17, 31, 64, 65, 129, 150, longest)})
-    batches = [(n,) for n in lengths] + [
-        (n, max(1, n // 3), 1) for n in (lengths[-1], lengths[len(lengths) // 2])
-    ]
+    batches: list[tuple[int, ...]] = [(n,) for n in lengths]
+    batches += [(n, max(1, n // 3), 1) for n in (lengths[-1], lengths[len(lengths) // 2])]
     worst = 0.0
     for batch in batches:
         wanted = inputs.logits(inputs.batch(batch))
         scale = max(1.0, float(wanted.abs().max()))
-        for side in ("right", "left") if len(batch) > 1 else ("right",):
-            found = exported(inputs.batch(batch, side))
-            apart = float((found - wanted).abs().max()) / scale
-            worst = apart if not apart <= worst else worst
+        for side in sides if len(batch) > 1 else sides[:1]:
+            apart = float((exported(inputs.batch(batch, side)) - wanted).abs().max()) / scale
+            worst = worst if apart <= worst or worst != worst else apart  # NaN stays
     return worst
 
 
 def seconds(inputs: Inputs, exported: Logits, tokens: int, name: str, rounds: int) -> dict[str, list[float]]:
-    """Seconds of each round for one text of `tokens` tokens, by the model itself and as exported, in turns."""
+    """Seconds of each round for one text of `tokens` tokens, by the model itself and as exported."""
     given = inputs.batch((tokens,))
     steps = {"eager": functools.partial(inputs.logits, given), name: functools.partial(exported, given)}
     return timing.rounds(steps, rounds, "cpu", lambda: None)
