@@ -227,7 +227,22 @@ def test_bad_run_files_give_one_line(call, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "verb", ["run", "grid", "compare", "report", "convert", "predict", "try", "ls", "check", "bench"]
+    "verb",
+    [
+        "run",
+        "grid",
+        "sweep",
+        "compare",
+        "report",
+        "convert",
+        "predict",
+        "try",
+        "export",
+        "draw",
+        "ls",
+        "check",
+        "bench",
+    ],
 )
 def test_help_teaches(call, verb):
     code, stdout, _ = call(verb, "--help")
