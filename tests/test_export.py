@@ -1,6 +1,7 @@
 """Exported runs: every mechanism as a graph for every length, the card, and what is refused."""
 
 import builtins
+import json
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -43,6 +44,10 @@ def make(root, family="bert", attention="dense", **fields):
     tokenizer = checkpoints.load_tokenizer(base)
     tokenizer.model_max_length = LONGEST
     tokenizer.save_pretrained(folder / runs.MODEL)
+    if family == "bert":  # as its own tokenizer has it
+        file = folder / runs.MODEL / "tokenizer_config.json"
+        names = ["input_ids", "token_type_ids", "attention_mask"]
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"model_input_names": names}))
     return folder
 
 
