@@ -88,12 +88,19 @@ def test_ls_says_what_there_is(call):
 def test_predict_reads_stdin(call, shared, tmp_path, monkeypatch):
     import io
 
-    call("run", *own(shared), "--output-dir", tmp_path, "--num-train-epochs", "1")
-    (folder,) = tmp_path.iterdir()
+    _, stdout, _ = call("run", *own(shared), "--output-dir", tmp_path, "--num-train-epochs", "1")
+    folder = stdout.splitlines()[-1]
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"a film\nthe rain\n")))
     code, stdout, stderr = call("predict", folder, "-")
     assert code == 0, stderr
     assert len(stdout.splitlines()) == 2
+
+
+@pytest.mark.parametrize("verb", ["compare", "predict", "try"])
+def test_a_name_too_long_for_a_path_is_one_line(call, verb):
+    code, stdout, stderr = call(verb, "long\n" * 80, *(["a text"] if verb == "predict" else []))
+    assert (code, stdout, len(stderr.splitlines())) == (2, "", 1)
+    assert "is too long for a path" in stderr
 
 
 def test_grid_from_a_file(call, shared, tmp_path):

@@ -15,9 +15,11 @@ import shutil
 import sys
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 import typer
 import yaml
+from pyarrow import parquet
 
 import bakeoff
 import fixture_runs
@@ -44,6 +46,8 @@ WORK = {
     "report": "bakeoff.report.write",
     "convert": "bakeoff.checkpoints.convert",
     "predict": "bakeoff.predict.Classifier",
+    "try": "bakeoff.playground.listen",
+    "export": "bakeoff.export.export",
     "bench": "bakeoff.bench.bench",
     "draw": "bakeoff.draw.draw",
 }
@@ -55,6 +59,7 @@ SHRINK = {
     "run": [*_EVAL, *_TINY],
     "grid": [*_EVAL, *_TINY],
     "sweep": [*_TINY, "--n-trials", "1"],
+    "try": ["--port", "0"],
     "bench": [
         "--lengths",
         "40",
@@ -141,6 +146,8 @@ def place(tmp_path_factory):
     (folder / "a.tsv").write_text("\n".join(tab))
     row = '{{"question": "{0}", "answer": "{0}", "ok": "{1}"}}\n'
     (folder / "b.jsonl").write_text("".join(row.format(text, label) for text, label in rows))
+    parquet.write_table(pa.table({"question": ["a film"], "answer": ["the rain"]}), folder / "pairs.parquet")
+    fixture_runs.write_bench(folder / "bench")
     (folder / "lines.txt").write_text("a film\nthe rain\n")
     shutil.copytree(ROOT / "studies", folder / "studies")
     for path in (folder / "studies" / "sweeps").glob("*.yaml"):
@@ -171,6 +178,7 @@ def here(place, tmp_path, monkeypatch):
     shutil.copytree(place, tmp_path / "here", symlinks=True)
     monkeypatch.chdir(tmp_path / "here")
     monkeypatch.setenv("BAKEOFF_DATA_DIR", "mirror")
+    monkeypatch.setattr("bakeoff.playground.serve", lambda candidates, listening: listening.close())
     few = {
         "max_train_samples": 8,
         "max_eval_samples": 8,
@@ -228,7 +236,8 @@ def test_a_page_s_commands_and_snippets_work_in_their_order(page, here, call, re
                 if "FOLDER" in given:
                     shrink = shrink[: shrink.index("--model")]
                 if "|" in words:
-                    monkeypatch.setattr(sys, "stdin", io.StringIO(Path(words[1]).read_text()))
+                    piped = io.BytesIO(Path(words[1]).read_bytes())
+                    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(piped))
                 code, _, stderr = call(*given, *shrink)
                 assert code == 0, f"{where}: {' '.join(words)}: {stderr}"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import functools
 import inspect
 import io
@@ -673,6 +674,12 @@ def main() -> None:
         raise SystemExit(2) from None
     except BrokenPipeError:  # the reader of our output, such as head, has gone
         raise SystemExit(1) from None
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        start = str(error.filename)[:40]
+        err.print(Text(f"error: the name that begins with {start!r} is too long for a path."), soft_wrap=True)
+        raise SystemExit(2) from None
 
 
 def _spec(spec_file: Path | None, flags: dict[str, Any]) -> RunSpec:
