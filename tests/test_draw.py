@@ -50,7 +50,7 @@ def test_weights_are_those_of_the_reference_and_sum_to_one(spec, N):
     attention = draw.mechanism(AttentionSpec.parse(spec), N, seed=3)
     generator = torch.Generator().manual_seed(0)
     q, k = (torch.randn(N, draw.HEAD_DIM, generator=generator).double() for _ in range(2))
-    weights = draw.weights(attention, q, k)
+    weights = draw._weights(attention, q, k)
     torch.testing.assert_close(weights, by_reference(attention, q, k), rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(weights.sum(1), torch.ones(N).double(), rtol=1e-9, atol=0)
 

@@ -23,6 +23,7 @@ import tiny
 from bakeoff import checkpoints, playground, train
 from bakeoff.attention import Layer, build
 from bakeoff.attention.reference import REFERENCES
+from bakeoff.attention.weights import weights
 from bakeoff.errors import BakeoffError
 from bakeoff.playground import explain, server
 from bakeoff.predict import Classifier
@@ -148,7 +149,7 @@ def test_patterns_are_the_reference_s_weights(options, n):
     if mechanism.projects_later(n):
         later = {"key": project, "value": project}
         k = project(hidden).unflatten(-1, (2, 8)).transpose(1, 2)
-    found = explain.weights(mechanism, q, q if later else k, scaling=0.3, **given, **later)
+    found = weights(mechanism, q, q if later else k, scaling=0.3, **given, **later)
     v = torch.randn(1, 2, n, 8, dtype=torch.double)
     expected = REFERENCES[name](mechanism, q, k, v, torch.ones(1, n, dtype=torch.bool), 0.3, **given)
     mixed = found @ v[0]
@@ -172,9 +173,9 @@ def test_a_pattern_is_that_of_the_layer_in_the_model(client, candidates, classif
         (_, _, v, *_), out = kept[0]
         if name == "dense":
             torch.testing.assert_close(found.sum(1), torch.ones(12))
-            weights = explain.weights(mechanism, *kept[0][0][:2], scaling=8**-0.5)
-            torch.testing.assert_close(weights.mean(0), found)
-            torch.testing.assert_close(weights @ v[0], out[0])
+            by_head = weights(mechanism, *kept[0][0][:2], scaling=8**-0.5)
+            torch.testing.assert_close(by_head.mean(0), found)
+            torch.testing.assert_close(by_head @ v[0], out[0])
         index = [c.classifier for c in candidates].index(classifier)
         answer = client.post("/pattern", json={"run": index, "texts": [TEXT], "layer": 1}).json()
         torch.testing.assert_close(torch.tensor(answer["weights"]), found, rtol=1e-3, atol=1e-6)

@@ -1,10 +1,5 @@
 """The weights of a mechanism, drawn: what the code computes, not a picture of the paper.
 
-Attention is linear in its values, so a mechanism that is given the identity for values returns its weights,
-N x N, whatever it computes in between: Linformer's summaries, shared by the columns of a segment, and
-Performer's product of features included. The identity has more columns than a head, so each row of a batch
-carries some of them, beside the same queries and keys.
-
 A mechanism is drawn as it starts: before transfer and training, Longformer's global projections equal to the
 local ones. Its layer is the first of an encoder, its head the first of the layer.
 """
@@ -26,6 +21,7 @@ from torch.nn import functional as F
 
 from bakeoff.attention import Attention, Layer, build
 from bakeoff.attention.longformer import Longformer
+from bakeoff.attention.weights import weights
 from bakeoff.errors import BakeoffError, unknown
 from bakeoff.spec import AttentionSpec
 
@@ -80,36 +76,13 @@ class Drawing:
         return lines
 
 
-def weights(attention: Attention, q_ND: Tensor, k_ND: Tensor) -> Tensor:
-    """The N x N weights that a mechanism of one head gives to queries and keys: (N, N), rows sum to 1.
-
-    `attention` is built for a layer of hidden size 3 D, whose input is [q, k, v].
-    """
-    N, D = q_ND.shape
-    rows = -(-N // D)
-    v_B1ND = (
-        F.pad(torch.eye(N, dtype=q_ND.dtype), (0, rows * D - N))
-        .unflatten(1, (rows, D))
-        .transpose(0, 1)[:, None]
-    )
-    q_B1ND, k_B1ND = (x.expand(rows, 1, N, D) for x in (q_ND, k_ND))
-    given: dict[str, Any] = {}
-    if "hidden_BNE" in attention.layer_inputs:
-        given["hidden_BNE"] = torch.cat((q_B1ND, k_B1ND, v_B1ND), -1)[:, 0]
-    with torch.no_grad():
-        out_B1ND = attention(q_B1ND, k_B1ND, v_B1ND, scaling=D**-0.5, **given)
-    return out_B1ND[:, 0].transpose(0, 1).flatten(1)[:, :N]
-
-
 def mechanism(attention: AttentionSpec, length: int, seed: int = 0) -> Attention:
-    """A mechanism of one head for `weights`, as it starts."""
+    """A mechanism of one head, as it starts, for a layer whose input is [q, k, v] (hidden size 3 D)."""
     layer = Layer(0, 1, 1, HEAD_DIM, 3 * HEAD_DIM, length, seed)
     built = build(attention.name, layer, attention.options).double().eval()
     if isinstance(built, Longformer) and built.separate_global:
         thirds = torch.eye(3 * HEAD_DIM).split(HEAD_DIM)
-        for third, projection in zip(
-            thirds, (built.query_global, built.key_global, built.value_global), strict=True
-        ):
+        for third, projection in zip(thirds, (built.query_global, built.key_global), strict=False):
             projection.load_state_dict({"weight": third, "bias": torch.zeros(HEAD_DIM)})
     return built
 
@@ -133,16 +106,24 @@ def draw(
     drawn = mechanism(attention, length, seed)
     generator = torch.Generator().manual_seed(seed)
     q_ND, k_ND = (torch.randn(length, HEAD_DIM, generator=generator, dtype=torch.float64) for _ in range(2))
-    gaussian_NN = weights(drawn, q_ND, k_ND)
+    gaussian_NN = _weights(drawn, q_ND, k_ND)
     dense_NN = (q_ND @ k_ND.T * HEAD_DIM**-0.5).softmax(1)
     # Equal scores would hide that a row is approximated.
     global_N = torch.isclose(gaussian_NN, dense_NN).all(1) & (gaussian_NN > 0).all(0)
     if scores != "gaussian":
-        equal_NN = weights(drawn, torch.zeros_like(q_ND), torch.zeros_like(k_ND))
+        equal_NN = _weights(drawn, torch.zeros_like(q_ND), torch.zeros_like(k_ND))
         if scores == "equal" or _shades(equal_NN).min() < 0.5:
             flat_NN = torch.full_like(equal_NN, 1 / length)
             return Drawing(attention, "equal", seed, equal_NN, flat_NN, global_N)
     return Drawing(attention, "gaussian", seed, gaussian_NN, dense_NN, global_N)
+
+
+def _weights(drawn: Attention, q_ND: Tensor, k_ND: Tensor) -> Tensor:
+    given: dict[str, Any] = {}
+    if "hidden_BNE" in drawn.layer_inputs:
+        given["hidden_BNE"] = torch.cat((q_ND, k_ND, torch.zeros_like(q_ND)), 1)[None]
+    with torch.no_grad():
+        return weights(drawn, q_ND[None, None], k_ND[None, None], scaling=HEAD_DIM**-0.5, **given)[0]
 
 
 def render_terminal(drawing: Drawing, console: Console) -> None:
