@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test lint studies tables clean
+.PHONY: demo test lint studies tables picture docs clean
 
 # The bake-off, offline: five mechanisms on real text, from one pretrained encoder.
 demo: .venv/.demo
@@ -27,6 +27,14 @@ studies: .venv/.demo
 tables: .venv/.demo
 	$(BIN)/python docs/tables.py README.md docs/*.md docs/attention/*.md
 
+# The README's picture of the report, from the demo's runs; needs Chromium.
+picture: .venv/.test
+	$(BIN)/python docs/screenshot.py
+
+# The documentation as a site, in build/site.
+docs: .venv/.test
+	$(BIN)/mkdocs build --strict
+
 .venv/.demo: pyproject.toml requirements/embedded.txt
 	test -d .venv || $(PYTHON) -m venv .venv
 	$(PIP) --editable .
@@ -35,6 +43,9 @@ tables: .venv/.demo
 
 .venv/.test: .venv/.demo
 	$(PIP) --editable '.[test,lint,peers]'
+	# For the tests of the pages; without it they are skipped, and say so.
+	command -v chromium >/dev/null || ! command -v apt-get >/dev/null || test "$$(id -u)" != 0 || \
+	  { apt-get update -qq && apt-get install -qq -y --no-install-recommends chromium >/dev/null; } || true
 	touch $@
 
 clean:
