@@ -2,6 +2,7 @@
 
 import builtins
 import json
+import re
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -178,6 +179,16 @@ def test_hostile_names_stay_text(tmp_path):
     for part in ("<script>", "[x](", "`b`", "\n# d"):
         assert part not in body
     assert "{{ c }}" in body  # as text: it was not rendered
+    assert not re.search(r"(?<!\\)://", body)  # which Markdown makes a link of
+
+
+def test_a_card_is_of_its_own_run_and_shows_as_many_texts_as_the_task_has(tmp_path):
+    folder = make(tmp_path, "roberta", task="qnli")
+    write_run(folder, "bigbird", range(60), folder="backup")
+    export(folder, "safetensors", tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert "# qnli: dense" in card
+    assert '["Its pair."]' in card
 
 
 def test_what_is_refused_leaves_nothing(tmp_path, call, monkeypatch):
@@ -199,6 +210,15 @@ def test_what_is_refused_leaves_nothing(tmp_path, call, monkeypatch):
     assert "logits differ" in error
     assert not target.exists()
     assert not list(tmp_path.glob("out*"))
+
+    (tmp_path / "out.tmp").mkdir()
+    code, _, error = call(*command)
+    assert (code, len(error.splitlines())) == (2, 1)
+    assert "out.tmp is in the way" in error
+    (tmp_path / "out.tmp").rmdir()  # and was left alone
+    (tmp_path / "file").write_text("")
+    code, _, error = call(*command[:-1], tmp_path / "file" / "out")
+    assert (code, len(error.splitlines())) == (2, 1)
 
     code, printed, error = call(*command)
     assert code == 0, error

@@ -28,7 +28,7 @@ def describe(dtype: str) -> dict[str, Any]:
         "python": platform.python_version(),
         **{name: metadata.version(name) for name in _PACKAGES},
         "platform": platform.platform(),
-        "device": torch.cuda.get_device_name() if cuda else f"cpu ({_processor()})",
+        "device": torch.cuda.get_device_name() if cuda else processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "processes": processes(),
@@ -114,13 +114,15 @@ def is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
-def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
+def processor() -> str:
+    """This machine's, as a device."""
+    cpuinfo, name = Path("/proc/cpuinfo"), platform.processor() or platform.machine()
     if cpuinfo.exists():
         for line in cpuinfo.read_text().splitlines():
             if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+                name = line.partition(":")[2].strip()
+                break
+    return f"cpu ({name})"
 
 
 def _git() -> dict[str, Any]:

@@ -25,7 +25,8 @@ def read(folder: Path, record: RunRecord | BakeoffError) -> Run | Failure:
 
     if record.status != "ok":
         return failure(record.status, record.error or "no reason was recorded")
-    if record.model is None or record.data is None or record.cost is None:
+    parts = record.data.splits.keys() if record.data else ()
+    if record.model is None or record.data is None or record.cost is None or {"train", "eval"} - {*parts}:
         return failure("incomplete", "the record lacks its model, data or cost; run it again")
     try:
         predictions = Predictions.load(folder)

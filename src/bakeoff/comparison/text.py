@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 
 def percent(share: float) -> str:
     """Two decimals, without the sign."""
@@ -20,4 +22,5 @@ def plain(text: str) -> str:
 
 def markdown_escape(text: str) -> str:
     """`text` as literal Markdown: no emphasis, link, HTML, table cell or code comes out of it."""
-    return "".join(f"\\{c}" if c in "\\`*_[]<>|#~&" else c for c in text)
+    literal = "".join(f"\\{c}" if c in "\\`*_[]<>|#~&" else c for c in text)
+    return re.sub(r"://|(?<=www)\.", r"\\\g<0>", literal, flags=re.IGNORECASE)  # or addresses become links

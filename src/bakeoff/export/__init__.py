@@ -76,48 +76,52 @@ def export(folder: str | Path, format: str, output: str | Path) -> Exported:
 
     classifier = Classifier(run)
     model, tokenizer = classifier.model.to("cpu"), classifier.tokenizer
-    environment = env.describe("fp32")
+    environment = env.describe("fp32") | {"device": env.processor()}  # whatever else the machine has
     temporary = target.with_name(target.name + ".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
     try:
-        with runs.whole(target) as temporary:
-            temporary.mkdir(parents=True)
-            inputs = graph.Inputs(model, tokenizer)
-            tokenizer.save_pretrained(temporary)
-            exported, versions = graph.WRITERS[format](inputs, temporary)
-            sides = ("right",) if format == "safetensors" else ("right", "left")
-            difference = graph.difference(inputs, exported, sides)
-            if not difference <= TOLERANCE:  # NaN neither
-                raise BakeoffError(
-                    f"{format}: logits differ from the trained model's by {difference:.1e} (at most "
-                    f"{TOLERANCE:.0e} is allowed); nothing was written."
-                )
-            speed = tuple(
-                Speed(tokens, what, *(1e3 * f(seconds) for f in (statistics.median, min, max)))
-                for tokens in sorted({min(_SHORT, classifier.max_length), classifier.max_length})
-                for what, seconds in graph.seconds(inputs, exported, tokens, format, _ROUNDS).items()
+        temporary.mkdir(parents=True)
+    except FileExistsError:
+        raise BakeoffError(
+            f"{temporary} is in the way, of another export or of one that was killed; move it away."
+        ) from None
+    except OSError as error:
+        raise _unwritable(target, error) from None
+    try:
+        inputs = graph.Inputs(model, tokenizer)
+        tokenizer.save_pretrained(temporary)
+        exported, versions = graph.WRITERS[format](inputs, temporary)
+        sides = ("right",) if format == "safetensors" else ("right", "left")
+        difference = graph.difference(inputs, exported, sides)
+        if not difference <= TOLERANCE:  # NaN neither
+            raise BakeoffError(
+                f"{format}: logits differ from the trained model's by {difference:.1e} (at most "
+                f"{TOLERANCE:.0e} is allowed); nothing was written."
             )
-            card.write(
-                temporary / "README.md",
-                run,
-                format,
-                columns=2 if "token_type_ids" in inputs.names and _pairs(record) else 1,
-                difference=difference,
-                environment=environment | versions,
-                speed=speed,
-                note=FORMATS[format],
-            )
+        speed = tuple(
+            Speed(tokens, what, *(1e3 * f(seconds) for f in (statistics.median, min, max)))
+            for tokens in sorted({min(_SHORT, classifier.max_length), classifier.max_length})
+            for what, seconds in graph.seconds(inputs, exported, tokens, format, _ROUNDS).items()
+        )
+        card.write(
+            temporary / "README.md",
+            run,
+            format,
+            columns=classifier.columns or 1,
+            difference=difference,
+            environment=environment | versions,
+            speed=speed,
+            note=FORMATS[format],
+        )
+        temporary.replace(target)
+    except OSError as error:
+        raise _unwritable(target, error) from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return Exported(target, difference, speed)
 
 
-def _pairs(record: runs.RunRecord) -> bool:
-    """Whether an input is two texts."""
-    from bakeoff.tasks import TASKS
-
-    task, columns = record.spec.get("task"), record.spec.get("text_columns") or ()
-    return len(TASKS[task].text_columns if task in TASKS else columns) == 2
+def _unwritable(target: Path, error: OSError) -> BakeoffError:
+    return BakeoffError(f"cannot write {target} ({error.strerror or error}); choose another --output.")
 
 
 def _require_onnx() -> None:

@@ -10,8 +10,10 @@ from typing import Any
 import jinja2
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from bakeoff import comparison
-from bakeoff.comparison.rows import Run
+from bakeoff import runs
+from bakeoff.comparison.grouping import grouped
+from bakeoff.comparison.reading import read
+from bakeoff.comparison.rows import Failure, Run
 from bakeoff.comparison.text import markdown_escape, percent, plain
 from bakeoff.errors import BakeoffError
 
@@ -40,7 +42,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 folder = "."  # this folder
 tokenizer = AutoTokenizer.from_pretrained(folder)
 model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
-{inputs}, return_tensors="pt")
+{inputs}, padding=True, truncation=True, return_tensors="pt")
 logits = model(**inputs).logits
 print(model.config.id2label[int(logits[0].argmax())])""",
     "onnx": """\
@@ -50,7 +52,7 @@ from transformers import AutoConfig, AutoTokenizer
 folder = "."  # this folder
 tokenizer, config = AutoTokenizer.from_pretrained(folder), AutoConfig.from_pretrained(folder)
 session = onnxruntime.InferenceSession(f"{{folder}}/model.onnx", providers=["CPUExecutionProvider"])
-{inputs}, return_tensors="np")
+{inputs}, padding=True, truncation=True, return_tensors="np")
 (logits,) = session.run(["logits"], dict(inputs))
 print(config.id2label[int(logits[0].argmax())])""",
     "torch-export": """\
@@ -60,7 +62,7 @@ from transformers import AutoConfig, AutoTokenizer
 folder = "."  # this folder
 tokenizer, config = AutoTokenizer.from_pretrained(folder), AutoConfig.from_pretrained(folder)
 model = torch.export.load(f"{{folder}}/model.pt2").module()
-{inputs}, return_tensors="pt")
+{inputs}, padding=True, truncation=True, return_tensors="pt")
 logits = model(**inputs)
 print(config.id2label[int(logits[0].argmax())])""",
 }
@@ -142,13 +144,11 @@ def write(
     Raises:
         BakeoffError: the run did not end well, or its record is not whole.
     """
-    compared = comparison.compare([folder])
-    if not compared.groups:
-        failure = compared.failures[0]
-        raise BakeoffError(f"{folder} is no run that ended well ({failure.status}: {failure.error}).")
-    group = compared.groups[0]
-    row = group.rows[0]
-    run = row.runs[0]
+    run = read(folder, runs.load(folder))  # and none of those that may lie below it
+    if isinstance(run, Failure):
+        raise BakeoffError(f"{folder} is no run that ended well ({run.status}: {run.error}).")
+    (group,) = grouped([run], [])
+    (row,) = group.rows
     template = jinja2.Template(
         _TEMPLATE, keep_trailing_newline=True
     )  # what comes from data is escaped by _text
@@ -188,11 +188,16 @@ def write(
         ),
         "speed": speed,
         "licence": _text(
-            f"This card states none: what holds follows from the licence of the base, {run.model.base}, and "
+            f"This card states none: what holds follows from the licence of the base, {_base(run)}, and "
             "from that of the data. Check both, and add a license to the front matter, before you publish."
         ),
     }
     ModelCard(f"---\n{_data(run, format).to_yaml()}\n---\n\n{template.render(context)}").save(path)
+
+
+def _base(run: Run) -> str:
+    """Its name; of a folder the last part, since the rest is this machine's."""
+    return run.model.base if run.model.base_sha256 is None else Path(run.model.base).name
 
 
 def _text(value: object) -> str:
@@ -250,7 +255,7 @@ def _facts(run: Run) -> list[tuple[str, object]]:
     options = ", ".join(f"{name}={value}" for name, value in model.attention_options.items())
     return [
         ("run", run.record.id),
-        ("base", model.base),
+        ("base", _base(run)),
         ("SHA-256 of the base's weights", model.base_sha256 or "not known"),
         ("family", model.family),
         ("attention", f"{model.attention} on {model.layers} layers; {options or 'no options'}"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import io
 import logging
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -10,6 +11,7 @@ from importlib import metadata
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -104,7 +106,10 @@ def trace(inputs: Inputs) -> torch.export.ExportedProgram:
 
 def write_safetensors(inputs: Inputs, folder: Path) -> tuple[Logits, dict[str, str]]:
     """The model as it is; returns the logits of what was written."""
-    inputs.model.save_pretrained(folder)
+    try:
+        inputs.model.save_pretrained(folder)
+    except SafetensorError as error:  # how it says that a disk is full
+        raise OSError(str(error)) from None
     model = load_weights(BakeoffForSequenceClassification, folder, complete=True).eval()
     return Inputs(model, inputs.tokenizer).logits, {}
 
@@ -113,7 +118,9 @@ def write_torch_export(inputs: Inputs, folder: Path) -> tuple[Logits, dict[str, 
     """`model.pt2` and the family's config; returns the logits of what was written."""
     program = trace(inputs)
     path = folder / "model.pt2"
-    torch.export.save(program, path)
+    written = io.BytesIO()  # where it cannot write to a file, PyTorch ends the process
+    torch.export.save(program, written)
+    path.write_bytes(written.getbuffer())
     inputs.model.config.encoder_config().save_pretrained(folder)
     module = torch.export.load(path).module()
 
