@@ -141,7 +141,13 @@ def test_token_ids_are_kept_for_the_next_run(tokenizer: Any, tmp_path: Path, mon
     assert again.dataset[:] == first.dataset[:]
     assert dataclasses.replace(again, dataset=first.dataset) == first
     other_labels = dataclasses.replace(rows, labels=[1, 1, 1])
-    for changed in ((other_labels, tokenizer, 5), (rows, tokenizer, 4), (rows, lowercase(tokenizer), 5)):
+    others = [lowercase(tokenizer), *(copy.deepcopy(tokenizer) for _ in range(2))]
+    others[1].truncation_side, others[2].split_special_tokens = "left", True
+    for changed in (
+        (other_labels, tokenizer, 5),
+        (rows, tokenizer, 4),
+        *((rows, other, 5) for other in others),
+    ):
         with pytest.raises(TypeError):
             encode.encode(*changed, tmp_path / "kept")
     assert [*(tmp_path / "kept").iterdir()] == [kept]

@@ -14,8 +14,10 @@ import time
 import pytest
 
 import bakeoff
+import fixture_runs
 import tiny
 from bakeoff import checkpoints, predict
+from bakeoff.errors import BakeoffError
 from bakeoff.tasks import files
 
 ROWS = 700  # more than a window of batches
@@ -111,8 +113,51 @@ def test_another_model_or_other_texts_lose_nothing(call, folder, whole, tmp_path
     refused(label(call, folder, "--output", output), "labels.jsonl.source.json")
     assert output.read_bytes() == whole
     refused(label(call, folder, "--output", output / "labels.jsonl"), "cannot write")
-    refused(label(call, folder, "--output", tmp_path), "is there")
+    for name in (tmp_path, ".", ""):
+        refused(label(call, folder, "--output", name), "is a folder")
+    refused(label(call, folder, "--output", folder / "model" / "labels.jsonl"), "in the model's folder")
+    refused(label(call, folder, "--output", tmp_path / "new" / "a", model="none"), "no such folder")
+    assert not (tmp_path / "new").exists()
     refused(call("predict", folder / "model", "a text", "--output", output), "--file")
+
+
+def test_a_file_that_changes_while_it_is_labelled_is_said(folder, tmp_path, monkeypatch):
+    file, output = shutil.copy(folder / "texts.csv", tmp_path / "texts.csv"), tmp_path / "labels.jsonl"
+
+    class Slow(predict.Classifier):
+        def __init__(self, model):
+            super().__init__(model)
+            with file.open("a") as lines:
+                lines.write("one more,pos\n")
+
+    monkeypatch.setattr(predict, "Classifier", Slow)
+    with pytest.raises(BakeoffError, match="changed while it was labelled"):
+        predict.label_file(folder / "model", file, ["text"], output)
+    with pytest.raises(BakeoffError, match="says of what it is"):
+        predict.label_file(folder / "model", file, ["text"], output)
+
+
+def test_texts_are_as_many_as_the_task_has(call, folder, tmp_path):
+    columns = ["--file", folder / "texts.csv", *("--text-column", "text", "--text-column", "label")]
+    refused(call("predict", folder / "model", *columns, "--text-column", "text"), "one text column or two")
+    refused(call("predict", folder / "model", *columns[:4], "--text-column", "text"), "two different ones")
+    run = fixture_runs.write_run(tmp_path, "performer", range(4), task="qnli")
+    shutil.copytree(folder / "model", run / "model")
+    refused(call("predict", run, "a text"), "a pair of texts an input, not 1")
+    assert call("predict", run, *columns)[0] == 0
+    with pytest.raises(BakeoffError, match="one text or a pair an input, not 3"):
+        list(predict.Classifier(folder / "model")([("a", "b", "c")]))
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a disk without room is Linux's /dev/full")
+def test_an_output_without_room_is_one_line(folder):
+    command = [sys.executable, "-m", "bakeoff", "predict", folder / "model", "a text"]
+    with open("/dev/full", "w") as full:
+        ended = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert (ended.returncode, ended.stderr) == (
+        2,
+        "error: the output cannot be written (No space left on device).\n",
+    )
 
 
 def test_two_at_once_do_not_mix(call, folder, tmp_path):

@@ -380,6 +380,8 @@ def predict(
     if file is None and output is not None:
         raise BakeoffError("--output is for --file, which can be read again; send these lines to it with >.")
     _quiet()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8")  # JSON is, whatever the terminal takes
     from bakeoff import predict as labels
 
     left = "what was written stands" if output is None else "start it again to go on where it stopped"
@@ -675,6 +677,10 @@ def main() -> None:
     except BrokenPipeError:  # the reader of our output, such as head, has gone
         raise SystemExit(1) from None
     except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EIO):
+            err.print(Text(f"error: the output cannot be written ({error.strerror})."), soft_wrap=True)
+            sys.stdout = None  # which would try again at exit
+            raise SystemExit(2) from None
         if error.errno != errno.ENAMETOOLONG:
             raise
         start = str(error.filename)[:40]

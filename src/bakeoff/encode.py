@@ -7,7 +7,7 @@ import dataclasses
 import hashlib
 import json
 import math
-import os
+import uuid
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -97,6 +97,8 @@ def _key(examples: Examples, tokenizer: Any, max_length: int) -> str:
         max_length,
         backend,
         tokenizer.model_input_names,
+        tokenizer.truncation_side,
+        tokenizer.split_special_tokens,
         tokenizers.__version__,
     ):
         digest.update(json.dumps(part).encode() + b"\n")
@@ -119,7 +121,7 @@ def _read(path: Path, examples: Examples) -> pa.Table | None:
 def _write(table: pa.Table, path: Path) -> None:
     import pyarrow as pa
 
-    temporary = path.with_name(f"{path.name}.{os.getpid()}")  # runs side by side may write the same
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}")  # runs side by side may write the same
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with pa.OSFile(str(temporary), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:

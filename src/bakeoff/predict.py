@@ -18,11 +18,12 @@ import torch
 from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
-from bakeoff import env, runs
+from bakeoff import env, runs, tasks
 from bakeoff.checkpoints import load_config, load_tokenizer, load_weights
 from bakeoff.encode import tokenize
 from bakeoff.encoder import NAME, BakeoffForSequenceClassification
 from bakeoff.errors import BakeoffError, BusyError
+from bakeoff.spec import RunSpec
 from bakeoff.tasks import files
 
 if TYPE_CHECKING:
@@ -98,6 +99,7 @@ class Classifier:
             self.model.to("cuda")
         self.tokenizer = load_tokenizer(path)
         self.max_length: int = min(self.tokenizer.model_max_length, self.model.max_tokens)
+        self.columns = columns_of(Path(folder))
 
     def __call__(self, texts: Iterable[str | Sequence[str]], batch_size: int = BATCH) -> Iterator[Prediction]:
         """Classify texts, or pairs of texts, in their order, `WINDOW` batches at a time.
@@ -112,6 +114,10 @@ class Classifier:
         """What the model reads of texts, as `encode.tokenize` gives it, and their lengths uncut."""
         if len({len(text) for text in texts}) > 1:
             raise BakeoffError("some inputs are one text and some are two; give all the same number.")
+        found = len(texts[0])
+        if found not in (1, 2) or self.columns not in (None, found):
+            wanted = {1: "one text", 2: "a pair of texts", None: "one text or a pair"}[self.columns]
+            raise BakeoffError(f"this model takes {wanted} an input, not {found} text(s).")
         try:
             "".join(part for text in texts for part in text).encode()
         except UnicodeEncodeError as error:
@@ -149,6 +155,17 @@ class Classifier:
         return predictions
 
 
+def columns_of(folder: Path) -> int | None:
+    """How many texts an input of a run's task has, one or two; None where no record says so."""
+    if not (folder / runs.RECORD).exists():
+        return None
+    try:
+        spec = RunSpec.from_dict(dict(runs.load(folder).spec))
+        return len(spec.text_columns or tasks.get(spec.task_name).text_columns)
+    except BakeoffError:  # a record of a task that is no more: its model may still load
+        return None
+
+
 def model_folder(folder: str | Path) -> Path:
     """Where the model of a run is, or `folder` itself where it is no run's.
 
@@ -180,20 +197,37 @@ def label_file(folder: Path, file: Path, text_columns: Sequence[str], output: Pa
     Returns:
         The rows that this call labelled.
     """
+    if len(text_columns) not in (1, 2) or len({*text_columns}) < len(text_columns):
+        raise BakeoffError(f"one text column or two different ones, not {', '.join(text_columns)}.")
+    if output is not None and (not output.name or output.is_dir()):
+        raise BakeoffError(f"{output} is a folder; name a file for --output.")
+    asked = file.stat() if file.exists() else None
     total, digest = files.survey(file, text_columns)
     if output is None:
         _label(Classifier(folder), file, text_columns, sys.stdout, 0, total)
         return total
+    model = model_folder(folder)
+    if output.resolve().parent == model.resolve():
+        raise BakeoffError(f"{output} would lie in the model's folder; choose another --output.")
+    try:
+        source = {"model": _sha256(model), "texts": digest, "rows": total}
+    except OSError as error:
+        raise BakeoffError(f"cannot read {model} ({error.strerror or error}).") from None
     try:
         # The lock would take a folder that is not ours to write for one in which it is held.
         if output.parent.is_dir() and not os.access(output.parent, os.W_OK):
             raise PermissionError(f"no right to write to {output.parent}")
         with FileLock(output.with_name(f".{output.name}.lock"), timeout=0):
-            done = _resume(output, {"model": _sha256(model_folder(folder)), "texts": digest, "rows": total})
+            done = _resume(output, source)
             if done < total:
                 classifier = Classifier(folder)
                 with output.open("a", encoding="utf-8", newline="\n") as lines:
                     _label(classifier, file, text_columns, lines, done, total)
+                now = file.stat()
+                if asked is None or (now.st_mtime_ns, now.st_size) != (asked.st_mtime_ns, asked.st_size):
+                    # Of which texts the lines are, none can say.
+                    output.with_name(output.name + SOURCE).unlink()
+                    raise BakeoffError(f"{file} changed while it was labelled; label it again elsewhere.")
     except Timeout:
         raise BusyError(f"{output} is being written by another process.") from None
     except OSError as error:
@@ -210,7 +244,7 @@ def _label(
     # From the window's beginning, though some of it is there already: batches, and so the last digits of a
     # probability, are those of a call that was not interrupted.
     again = done % (WINDOW * BATCH)
-    texts = islice(files.rows(file, text_columns), done - again, None)
+    texts = islice(files.rows(file, text_columns), done - again, total)
     labelled = islice(classifier(tuple(text or "" for text in row) for row in texts), again, None)
     shown = sys.stderr.isatty() and not lines.isatty()
     for prediction in tqdm(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from bakeoff import runs, tasks
+from bakeoff import runs
 from bakeoff.errors import BakeoffError
 from bakeoff.predict import Classifier
 from bakeoff.spec import RunSpec
@@ -19,8 +20,12 @@ class Candidate:
     name: str  # its mechanism with options
     where: str  # its task and seed, or its folder
     classifier: Classifier | None = None
-    texts: int | None = None  # that its task has, one or two; None where no record says so
     fault: str | None = None
+
+    @property
+    def texts(self) -> int | None:
+        """How many texts its task has, one or two; None where no record says so."""
+        return self.classifier.columns if self.classifier else None
 
     @property
     def labels(self) -> list[str]:
@@ -58,24 +63,21 @@ def _load(folder: Path) -> Iterator[Candidate]:
         if isinstance(record, BakeoffError):
             yield Candidate(name=path.name, where=str(path), fault=str(record))
             continue
-        name, where, texts = record.id, str(path), None
-        try:
+        name, where = record.id, str(path)
+        with contextlib.suppress(BakeoffError):  # a record of other times: its model may still load
             spec = RunSpec.from_dict(dict(record.spec))
             name, where = str(spec.attention), f"{spec.task_name}, seed {spec.seed}"
-            texts = len(spec.text_columns or tasks.get(spec.task_name).text_columns)
-        except BakeoffError:  # a record of a task that is no more: its model may still load
-            pass
         classifier, fault = _classifier(path)
         if classifier is None and record.status != "ok":
             fault = f"the run {record.status}: {record.error}"
-        yield Candidate(name=name, where=where, classifier=classifier, texts=texts, fault=fault)
+        yield Candidate(name=name, where=where, classifier=classifier, fault=fault)
 
 
 def _classifier(folder: Path) -> tuple[Classifier | None, str | None]:
     try:
         classifier = Classifier(folder)
         # What a first call sets up is no part of the time of a text; and a model of infinities says so here.
-        list(classifier([("warm-up",)]))
+        list(classifier([("warm-up",) * (classifier.columns or 1)]))
     except BakeoffError as error:
         return None, str(error)
     classifier.model.requires_grad_(False)

@@ -64,6 +64,8 @@ def attribute(classifier: Classifier, text: tuple[str, ...], steps: int = STEPS)
         padding_E = embed(torch.full_like(ids_1N[0, :1], classifier.tokenizer.pad_token_id))
         start_NE = torch.where(special_N[:, None], end_NE, padding_E)
         logits_1C = model(inputs_embeds=end_NE[None], **inputs).logits
+    if logits_1C.shape[1] == 1:
+        raise BakeoffError("a model of one label has nothing to decide, and so nothing to explain.")
     label = int(logits_1C.argmax())
 
     def log_odds(points_SNE: Tensor) -> Tensor:

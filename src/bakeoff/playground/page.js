@@ -171,7 +171,10 @@ async function look(card) {
     draw(card);
     readout.textContent = "Point at a cell, or use the arrow keys.";
   } catch (error) {
-    if (card.looked === key) readout.textContent = error.message;
+    if (card.looked !== key) return;
+    card.looked = null; // asked again when the part is opened again
+    find("canvas", card.element).width = 0;
+    readout.textContent = error.message;
   }
 }
 
@@ -181,7 +184,7 @@ function draw(card) {
   const n = weights.length;
   // The square root shows small weights; a cell is some pixels wide, so that a cursor fits around it.
   const size = Math.max(2, Math.floor(640 / n));
-  const largest = Math.max(...weights.flat().map(Math.abs), 1e-9);
+  const largest = weights.flat().reduce((most, weight) => Math.max(most, Math.abs(weight)), 1e-9);
   canvas.width = canvas.height = n * size;
   canvas.setAttribute("aria-label", `Weights of ${n} times ${n} tokens; the arrow keys read them out.`);
   const context = canvas.getContext("2d");
