@@ -73,7 +73,8 @@ def _section(group: Group) -> dict[str, Any]:
     found, labels = disagreements(group), [row.label for row in group.rows]
     return {
         "group": group,
-        "columns": columns(group),
+        "accuracy": [column for column in columns(group) if not column.cost],
+        "cost": [column for column in columns(group) if column.cost],
         "styles": styles(labels),
         "legend": list(zip(labels, styles(labels), strict=True)),
         "figures": figures(group),
