@@ -210,6 +210,12 @@ def test_it_prints_in_dark_ink_on_paper_that_holds_it(page):
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     assert page.evaluate(FAINT)["faint"] == []
     assert overflow(page) <= 0
+    numbers = page.locator("figure details")
+    assert not numbers.first.is_visible()
+    numbers.first.evaluate("one => { one.open = true }")
+    assert numbers.first.locator("table").is_visible()  # who opened it wants it on paper
+    numbers.first.evaluate("one => { one.open = false }")
+    assert not page.locator("#reproduce").is_visible()  # a heading with nothing below it
     assert (
         page.evaluate("Math.max(...[...document.querySelectorAll('.plot svg')].map((e) => e.clientWidth))")
         == 330
@@ -246,14 +252,19 @@ def test_twenty_rows_with_long_names_fit(browser, tmp_path):
 
 
 def test_every_column_is_in_sight_and_what_is_not_has_a_shadow(browser, tmp_path):
-    names = ("accuracy", "f1", "loss")
-    write_run(tmp_path / "runs", "dense", range(5), rows=ROWS, names=names)
-    write_run(tmp_path / "runs", "longformer:window=16", range(9), rows=ROWS, names=names)
+    asked = {
+        "rows": ROWS,
+        "names": ("accuracy", "f1"),
+        "labels": ("not_a_duplicate_of_it", "duplicate_of_it"),
+    }
+    write_run(tmp_path / "runs", "dense", range(5), **asked)
+    write_run(tmp_path / "runs", "longformer:window=16", range(9), **asked)
     path = report.write(tmp_path / "runs", tmp_path / "out")[1]
     page = visit(browser, path, viewport={"width": 1280, "height": 900}).page
     tables = page.locator(".scroll:has(.sortable)")
     hidden = "all => all.map((e) => e.scrollWidth - e.clientWidth)"
     assert tables.evaluate_all(hidden) == [0, 0]
+    assert page.locator(".scroll:has(.confusion)").evaluate_all(hidden) == [0, 0]
     page.set_viewport_size({"width": 500, "height": 900})
     assert min(tables.evaluate_all(hidden)) > 0
 
