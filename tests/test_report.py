@@ -153,9 +153,38 @@ def test_calibration_is_drawn_from_the_answers_of_all_seeds(written):
     assert trace["x"] == pytest.approx([100 / (1 + math.exp(-2))])  # all answers have logits of +-1
     assert trace["y"] == pytest.approx([100 * row.accuracy.value])
     assert trace["customdata"] == [[800, 800]]
-    assert figure.table[-1][1:] == tuple(
-        f"{100 * r.calibration_error:.2f}" for r in written[1].groups[1].rows
-    )
+    sure, right = 100 / (1 + math.exp(-2)), 100 * row.accuracy.value
+    column = [line[1] for line in figure.table]
+    assert column[0] == "dense"
+    assert f"{right:.1f} right at {sure:.1f}, of 800" in column
+    assert column[-1] == f"{abs(right - sure):.2f}"
+
+
+def test_errors_of_seeds_that_cancel_are_small_together_and_large_in_the_mean(tmp_path):
+    write_run(tmp_path, "dense", range(0), seed=1)  # too unsure by 11.9 points
+    write_run(tmp_path, "dense", range(96), seed=2)  # too sure by 12.1
+    group = compare(tmp_path).groups[0]
+    (figure,) = [f for f in plots.figures(group) if f.title == "Calibration"]
+    assert group.rows[0].calibration_error > 0.11
+    assert figure.table[-1] == ("expected calibration error %, seeds together", "0.08")
+
+
+def test_logits_that_are_no_numbers_have_no_calibration(tmp_path):
+    write_run(tmp_path, "dense", range(40))
+    write_run(tmp_path, "performer", logits=[[math.nan, 0.0]] + [[2.0, 0.0]] * 399)
+    group = compare(tmp_path).groups[0]
+    (figure,) = [f for f in plots.figures(group) if f.title == "Calibration"]
+    assert {line[2] for line in figure.table[1:]} == {"–"}
+
+
+def test_the_confidence_curve_spans_every_bin(written):
+    (figure,) = [f for f in plots.figures(written[1].groups[1]) if f.title == "Confidence"]
+    for trace in figure.spec["data"]:
+        assert trace["x"][0] == 50
+        assert trace["x"][-1] == 100
+        steps = zip(trace["y"], pairwise(trace["x"]), strict=False)
+        assert sum(y * (b - a) for y, (a, b) in steps) == pytest.approx(100 * 2.5)
+        assert trace["line"]["shape"] == "hv"
 
 
 def test_evaluations_in_training_end_with_the_run_s_own(tmp_path):
