@@ -89,6 +89,16 @@ def test_page_is_well_formed_and_says_the_verdict_first(written):
 def test_a_page_of_several_tasks_begins_with_what_came_of_each(written):
     head, _, _ = Page(written[0]["report.html"]).text.partition(written[1].groups[0].evaluated)
     assert all(group.verdict[0] in head for group in written[1].groups)
+    assert "Choose dense" in head
+
+
+def test_a_section_says_what_ran(tmp_path):
+    one = "encoder: minilm; trained on 400 of 9,000 rows; device: cpu; threads: 2"
+    write_run(tmp_path, "dense", range(40), available=9000)
+    assert one in Page(report.write(tmp_path, tmp_path / "out")[1].read_text(encoding="utf-8")).text
+    write_run(tmp_path, "performer", range(40), available=9001, environment={"device": "cuda"})
+    several = "trained on several numbers of rows; device: several; threads: several"
+    assert several in Page(report.write(tmp_path, tmp_path / "out")[1].read_text(encoding="utf-8")).text
 
 
 def test_page_loads_nothing_and_runs_only_its_own_scripts(written):
