@@ -260,7 +260,7 @@ def test_a_benchmark_adds_time_and_memory_by_length(call, tmp_path):
         ('{"schema": 2}', "not a benchmark of schema 1"),
         ('{"schema": 1, "rows": 3}', "benchmark.rows has the wrong type"),
         ('{"schema": 1, "wheels": 3}', "unknown fields: wheels"),
-        ('{"schema": 1}', "missing"),
+        ('{"schema": 1}', "benchmark lacks created, command"),
     ],
 )
 def test_a_bad_benchmark_is_one_line_and_nothing_is_written(call, tmp_path, text, said):
@@ -282,6 +282,24 @@ def test_a_benchmark_without_times_or_machine_is_refused(tmp_path):
         (tmp_path / "bench.json").write_text(json.dumps({**values, field: value}))
         with pytest.raises(BakeoffError, match=said):
             result.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("flops", 10**400, "flops is too large a number"),
+        ("length", 0, "a length of 0 tokens"),
+        ("length", -1, "a length of -1 tokens"),
+        ("median", math.nan, "no positive number of seconds"),
+        ("seconds", [0.0, 1.0], "no positive number of seconds"),
+    ],
+)
+def test_a_benchmark_with_figures_that_cannot_be_is_refused(tmp_path, field, value, said):
+    values = json.loads(write_bench(tmp_path).read_text())
+    values["rows"][0][field] = value
+    (tmp_path / "bench.json").write_text(json.dumps(values))
+    with pytest.raises(BakeoffError, match=said):
+        result.read(tmp_path)
 
 
 def test_a_folder_that_cannot_be_made_is_one_line(call, tmp_path):
