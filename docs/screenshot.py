@@ -16,6 +16,7 @@ from playwright.sync_api import sync_playwright
 
 from bakeoff import report
 
+CHROMIUMS = ("chromium", "chromium-browser", "google-chrome")
 WIDTH = 1280
 LAST = ".figures figure:nth-of-type(2) .plot"  # of the first task: what the picture ends with
 
@@ -24,9 +25,8 @@ def shoot(runs: Path, picture: Path) -> None:
     """Write `picture`, a PNG."""
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as driver:
         page_file = next(path for path in report.write(runs, Path(folder)) if path.suffix == ".html")
-        browser = driver.chromium.launch(
-            executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-gpu"]
-        )
+        path = next(filter(None, map(shutil.which, CHROMIUMS)), None)
+        browser = driver.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
         page = browser.new_page(
             viewport={"width": WIDTH, "height": 900}, color_scheme="light", reduced_motion="reduce"
         )

@@ -45,7 +45,7 @@ def page(opened):
 
 
 def labels(page, section="#task-2"):
-    rows = page.locator(f"{section} .sortable tbody tr:visible")
+    rows = page.locator(f"{section} .sortable").first.locator("tbody tr:visible")
     return rows.evaluate_all("rows => rows.map((row) => row.dataset.label.split(' ')[0])")
 
 
@@ -64,7 +64,7 @@ def test_it_loads_from_a_file_without_a_word_or_a_request(opened):
 
 
 def test_headings_sort_by_click_and_by_key(page):
-    table = page.locator("#task-2 .sortable")
+    table = page.locator("#task-2 .sortable").first
     heading = table.get_by_role("button", name="train s", exact=True)
     cell = table.locator("th[aria-sort]")
     heading.click()
@@ -94,7 +94,8 @@ def test_a_search_hides_rows_in_table_figures_and_counts(page):
     assert section.locator(".confusions > :visible caption").all_text_contents() == ["▲performer"]
     lengths = section.locator("figure", has=page.get_by_role("heading", name="Accuracy by length"))
     assert lengths.locator(".scatterlayer .trace").count() == 1
-    assert page.locator("#task-1 .sortable tbody tr:visible").count() == 2
+    assert section.locator(".sortable tbody tr:visible").count() == 2  # one in each table
+    assert len(labels(page, "#task-1")) == 2
     section.get_by_label("Show rows with").fill("")
     assert len(labels(page)) == 4
     assert lengths.locator(".scatterlayer .trace").count() == 4
@@ -209,6 +210,12 @@ def test_it_prints_in_dark_ink_on_paper_that_holds_it(page):
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     assert page.evaluate(FAINT)["faint"] == []
     assert overflow(page) <= 0
+    numbers = page.locator("figure details")
+    assert not numbers.first.is_visible()
+    numbers.first.evaluate("one => { one.open = true }")
+    assert numbers.first.locator("table").is_visible()  # who opened it wants it on paper
+    numbers.first.evaluate("one => { one.open = false }")
+    assert not page.locator("#reproduce").is_visible()  # a heading with nothing below it
     assert (
         page.evaluate("Math.max(...[...document.querySelectorAll('.plot svg')].map((e) => e.clientWidth))")
         == 330
@@ -242,6 +249,35 @@ def test_twenty_rows_with_long_names_fit(browser, tmp_path):
     assert overflow(page) <= 0
     styles = page.locator(".sortable tbody .glyph").evaluate_all("all => all.map((e) => e.outerHTML)")
     assert len(set(styles)) == 20
+
+
+def test_every_column_is_in_sight_and_what_is_not_has_a_shadow(browser, tmp_path):
+    asked = {
+        "rows": ROWS,
+        "names": ("accuracy", "f1"),
+        "labels": ("not_a_duplicate_of_it", "duplicate_of_it"),
+    }
+    write_run(tmp_path / "runs", "dense", range(5), **asked)
+    write_run(tmp_path / "runs", "longformer:window=16", range(9), **asked)
+    path = report.write(tmp_path / "runs", tmp_path / "out")[1]
+    page = visit(browser, path, viewport={"width": 1280, "height": 900}).page
+    tables = page.locator(".scroll:has(.sortable)")
+    hidden = "all => all.map((e) => e.scrollWidth - e.clientWidth)"
+    assert tables.evaluate_all(hidden) == [0, 0]
+    assert page.locator(".scroll:has(.confusion)").evaluate_all(hidden) == [0, 0]
+    page.set_viewport_size({"width": 500, "height": 900})
+    assert min(tables.evaluate_all(hidden)) > 0
+
+    def edge():
+        """What the last pixels beside the first heading show."""
+        box = tables.first.bounding_box()
+        return page.screenshot(
+            clip={"x": box["x"] + box["width"] - 4, "y": box["y"] + 4, "width": 4, "height": 4}
+        )
+
+    start = edge()
+    tables.first.evaluate("e => { e.scrollLeft = e.scrollWidth }")
+    assert edge() != start
 
 
 def test_no_text_of_a_record_is_obeyed(browser, tmp_path):

@@ -89,6 +89,16 @@ def test_page_is_well_formed_and_says_the_verdict_first(written):
 def test_a_page_of_several_tasks_begins_with_what_came_of_each(written):
     head, _, _ = Page(written[0]["report.html"]).text.partition(written[1].groups[0].evaluated)
     assert all(group.verdict[0] in head for group in written[1].groups)
+    assert "Choose dense" in head
+
+
+def test_a_section_says_what_ran(tmp_path):
+    one = "encoder: minilm; trained on 400 of 9,000 rows; device: cpu; threads: 2"
+    write_run(tmp_path, "dense", range(40), available=9000)
+    assert one in Page(report.write(tmp_path, tmp_path / "out")[1].read_text(encoding="utf-8")).text
+    write_run(tmp_path, "performer", range(40), available=9001, environment={"device": "cuda"})
+    several = "trained on several numbers of rows; device: several; threads: several"
+    assert several in Page(report.write(tmp_path, tmp_path / "out")[1].read_text(encoding="utf-8")).text
 
 
 def test_page_loads_nothing_and_runs_only_its_own_scripts(written):
@@ -153,9 +163,38 @@ def test_calibration_is_drawn_from_the_answers_of_all_seeds(written):
     assert trace["x"] == pytest.approx([100 / (1 + math.exp(-2))])  # all answers have logits of +-1
     assert trace["y"] == pytest.approx([100 * row.accuracy.value])
     assert trace["customdata"] == [[800, 800]]
-    assert figure.table[-1][1:] == tuple(
-        f"{100 * r.calibration_error:.2f}" for r in written[1].groups[1].rows
-    )
+    sure, right = 100 / (1 + math.exp(-2)), 100 * row.accuracy.value
+    column = [line[1] for line in figure.table]
+    assert column[0] == "dense"
+    assert f"{right:.1f} right at {sure:.1f}, of 800" in column
+    assert column[-1] == f"{abs(right - sure):.2f}"
+
+
+def test_errors_of_seeds_that_cancel_are_small_together_and_large_in_the_mean(tmp_path):
+    write_run(tmp_path, "dense", range(0), seed=1)  # too unsure by 11.9 points
+    write_run(tmp_path, "dense", range(96), seed=2)  # too sure by 12.1
+    group = compare(tmp_path).groups[0]
+    (figure,) = [f for f in plots.figures(group) if f.title == "Calibration"]
+    assert group.rows[0].calibration_error > 0.11
+    assert figure.table[-1] == ("expected calibration error %, seeds together", "0.08")
+
+
+def test_logits_that_are_no_numbers_have_no_calibration(tmp_path):
+    write_run(tmp_path, "dense", range(40))
+    write_run(tmp_path, "performer", logits=[[math.nan, 0.0]] + [[2.0, 0.0]] * 399)
+    group = compare(tmp_path).groups[0]
+    (figure,) = [f for f in plots.figures(group) if f.title == "Calibration"]
+    assert {line[2] for line in figure.table[1:]} == {"–"}
+
+
+def test_the_confidence_curve_spans_every_bin(written):
+    (figure,) = [f for f in plots.figures(written[1].groups[1]) if f.title == "Confidence"]
+    for trace in figure.spec["data"]:
+        assert trace["x"][0] == 50
+        assert trace["x"][-1] == 100
+        steps = zip(trace["y"], pairwise(trace["x"]), strict=False)
+        assert sum(y * (b - a) for y, (a, b) in steps) == pytest.approx(100 * 2.5)
+        assert trace["line"]["shape"] == "hv"
 
 
 def test_evaluations_in_training_end_with_the_run_s_own(tmp_path):
@@ -221,7 +260,7 @@ def test_a_benchmark_adds_time_and_memory_by_length(call, tmp_path):
         ('{"schema": 2}', "not a benchmark of schema 1"),
         ('{"schema": 1, "rows": 3}', "benchmark.rows has the wrong type"),
         ('{"schema": 1, "wheels": 3}', "unknown fields: wheels"),
-        ('{"schema": 1}', "missing"),
+        ('{"schema": 1}', "benchmark lacks created, command"),
     ],
 )
 def test_a_bad_benchmark_is_one_line_and_nothing_is_written(call, tmp_path, text, said):
@@ -243,6 +282,24 @@ def test_a_benchmark_without_times_or_machine_is_refused(tmp_path):
         (tmp_path / "bench.json").write_text(json.dumps({**values, field: value}))
         with pytest.raises(BakeoffError, match=said):
             result.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("flops", 10**400, "flops is too large a number"),
+        ("length", 0, "a length of 0 tokens"),
+        ("length", -1, "a length of -1 tokens"),
+        ("median", math.nan, "no positive number of seconds"),
+        ("seconds", [0.0, 1.0], "no positive number of seconds"),
+    ],
+)
+def test_a_benchmark_with_figures_that_cannot_be_is_refused(tmp_path, field, value, said):
+    values = json.loads(write_bench(tmp_path).read_text())
+    values["rows"][0][field] = value
+    (tmp_path / "bench.json").write_text(json.dumps(values))
+    with pytest.raises(BakeoffError, match=said):
+        result.read(tmp_path)
 
 
 def test_a_folder_that_cannot_be_made_is_one_line(call, tmp_path):

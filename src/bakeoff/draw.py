@@ -27,6 +27,7 @@ from bakeoff.spec import AttentionSpec
 
 SCORES = ("equal", "gaussian")
 MOST_TOKENS = 2048
+LARGEST = 65_536  # number in an option; memory for far larger ones ends the process
 HEAD_DIM = 32  # of all-MiniLM-L6, the embedded encoder
 WIDEST = 96  # columns, so that a drawing stays about a screen high
 SHADES = " ░▒▓█"
@@ -103,6 +104,11 @@ def draw(
         raise BakeoffError(f"a drawing has 2 to {MOST_TOKENS:,} tokens, not {length:,}.")
     if scores is not None and scores not in SCORES:
         raise unknown("scores", scores, SCORES)
+    if not 0 <= seed < 2**32:
+        raise BakeoffError(f"a seed lies within 0 and {2**32 - 1:,}, not {seed}.")
+    for name, value in attention.options.items():
+        if isinstance(value, int) and value > LARGEST:
+            raise BakeoffError(f"a drawing takes numbers up to {LARGEST:,}, not {name}={value}.")
     drawn = mechanism(attention, length, seed)
     generator = torch.Generator().manual_seed(seed)
     q_ND, k_ND = (torch.randn(length, HEAD_DIM, generator=generator, dtype=torch.float64) for _ in range(2))

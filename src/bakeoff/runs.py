@@ -302,10 +302,14 @@ def from_plain(hint: Any, value: Any, where: str) -> Any:
         if unknown := value.keys() - hints.keys():
             raise BakeoffError(f"{where} has unknown fields: {', '.join(sorted(map(str, unknown)))}.")
         read = {k: from_plain(hints[k], v, f"{where}.{k}") for k, v in value.items()}
-        try:
-            return hint(**read)
-        except TypeError as error:
-            raise BakeoffError(f"{where}: {error}.") from None
+        needed = [
+            field.name
+            for field in dataclasses.fields(hint)
+            if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        ]
+        if missing := [name for name in needed if name not in value]:
+            raise BakeoffError(f"{where} lacks {', '.join(missing)}.")
+        return hint(**read)
     if type(None) in args:
         inner = next(a for a in args if a is not type(None))
         return None if value is None else from_plain(inner, value, where)
@@ -320,7 +324,10 @@ def from_plain(hint: Any, value: Any, where: str) -> Any:
     if hint is Any:
         return value
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise BakeoffError(f"{where} is too large a number.") from None
     if isinstance(hint, type) and isinstance(value, hint):
         return value
     raise BakeoffError(f"{where} has the wrong type: {value!r}.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import shlex
 import statistics
@@ -130,6 +131,11 @@ def read(path: Path) -> BenchResult:
         result = BenchResult.from_dict(values)
         if not result.rows or not all(row.seconds for row in result.rows):
             raise BakeoffError("a benchmark that holds no times.")
+        for row in result.rows:
+            if row.length < 1:
+                raise BakeoffError(f"{row.subject}: a length of {row.length} tokens.")
+            if not all(math.isfinite(time) and time > 0 for time in (row.median, *row.seconds)):
+                raise BakeoffError(f"{row.subject}: a time that is no positive number of seconds.")
         needed = {"level", "dtype", "repeats"} - result.settings.keys()
         needed |= {"device", "threads"} - result.environment.keys()
         if needed:

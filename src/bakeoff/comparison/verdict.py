@@ -103,7 +103,7 @@ def _standing(group: Group, tied: Sequence[Row], learned: Sequence[Row]) -> str:
     others = [row.to_best for row in tied if row.to_best]
     lowest, reach = min(other.p for other in others), max(other.high for other in others)
     sign = "=" if len(others) == 1 else "≥"
-    behind = f"{'the other is' if len(others) == 1 else 'the others are'} at most {_points(reach)} behind"
+    behind = f"the other{'s' * (len(others) > 1)} may be up to {_points(reach)} behind"
     names = _listed([row.label for row in tied])
     return f"{names} are tied (p {sign} {p_text(lowest)}): {best.label} has {figure}, and {behind}."
 
@@ -149,6 +149,8 @@ def _doubts(group: Group, learned: Sequence[Row]) -> list[str]:
         )
     if not group.same_machine:
         said.append("The runs differ in device, threads or precision, so their seconds are not compared.")
+    elif len(learned) > 1:  # then a sentence above speaks of speed
+        said.append("Seconds are wall time; the records cannot see what else the machine did.")
     cut = max((row.share_truncated for row in group.rows), default=0.0)
     if cut >= 0.1:
         said.append(f"Up to {100 * cut:.0f} % of the evaluation texts were cut at the longest length taken.")

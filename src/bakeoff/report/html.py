@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import dataclasses
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import resources
 from typing import Any
 
@@ -19,7 +19,7 @@ from markupsafe import Markup
 
 from bakeoff import metrics
 from bakeoff.bench.result import BenchResult, tables
-from bakeoff.comparison import COLUMNS, Comparison, Group, Row, columns, finite
+from bakeoff.comparison import COLUMNS, Comparison, Group, Row, Run, columns, finite
 from bakeoff.comparison.text import percent, plain
 from bakeoff.report.plots import Figure, figures, speed, styles, subjects
 from bakeoff.report.reproduce import reproductions
@@ -71,9 +71,14 @@ def page(comparison: Comparison, benches: Sequence[BenchResult] = ()) -> str:
 
 def _section(group: Group) -> dict[str, Any]:
     found, labels = disagreements(group), [row.label for row in group.rows]
+    large = 2 if any(sentence.startswith("Choose ") for sentence in group.verdict[1:2]) else 1
     return {
         "group": group,
-        "columns": columns(group),
+        "ran": _what_ran(group),
+        "lead": group.verdict[:large],
+        "rest": group.verdict[large:],
+        "accuracy": [column for column in columns(group) if not column.cost],
+        "cost": [column for column in columns(group) if column.cost],
         "styles": styles(labels),
         "legend": list(zip(labels, styles(labels), strict=True)),
         "figures": figures(group),
@@ -81,6 +86,27 @@ def _section(group: Group) -> dict[str, Any]:
         "disagreements": found[:DISAGREEMENTS],
         "disagreeing": len(found),
     }
+
+
+def _what_ran(group: Group) -> str:
+    """Encoder, training rows and machine in a line, so that the page says by itself what was compared."""
+    runs = [run for row in group.rows for run in row.runs]
+
+    def one(of: Callable[[Run], object], several: str = "several") -> str:
+        found = {str(of(run)) for run in runs}
+        return found.pop() if len(found) == 1 else several
+
+    def trained(run: Run) -> str:
+        split = run.data.splits["train"]
+        return f"{split.rows:,} of {split.rows_available:,} rows"
+
+    def environment(fact: str) -> str:
+        return one(lambda run: run.record.environment.get(fact, "unknown"))
+
+    return plain(
+        f"encoder: {one(lambda run: run.model.base)}; trained on {one(trained, 'several numbers of rows')}; "
+        f"device: {environment('device')}; threads: {environment('threads')}"
+    )
 
 
 def _plot(figure: Figure) -> dict[str, Any]:

@@ -244,19 +244,24 @@ def _calibration(group: Group) -> Figure | None:
         (
             f"{low:.1f} to {high:.1f}",
             *(
-                f"{100 * bins.accuracy[i]:.1f} of {bins.counts[i]:,}" if bins.counts[i] else "–"
+                f"{100 * bins.accuracy[i]:.1f} right at {100 * bins.confidence[i]:.1f}, of {bins.counts[i]:,}"
+                if bins.counts[i] and math.isfinite(bins.error)  # NaN is no confidence
+                else "–"
                 for bins in found
             ),
         )
         for i, (low, high) in enumerate(pairwise(edges))
         if any(bins.counts[i] for bins in found)
     ]
-    errors = ("expected calibration error %", *(percent(row.calibration_error) for row in group.rows))
+    errors = (
+        "expected calibration error %, seeds together",
+        *(percent(bins.error) if math.isfinite(bins.error) else "–" for bins in found),
+    )
     return Figure(
         "Calibration",
         "Answers by their probability, in bins; a larger point holds more of them. On the dotted line a "
-        "model is as right as it is sure; below it, too sure. ECE in the table above is the mean distance "
-        "from it.",
+        "model is as right as it is sure; below it, too sure. With one seed, ECE in the table above is the "
+        "mean distance from it; with several, the mean of each seed's.",
         _spec(traces, layout),
         table=(("confidence %", *(row.title for row in group.rows)), *lines, errors),
     )
@@ -269,6 +274,8 @@ def _confidence(group: Group) -> Figure:
         top = np.nan_to_num(run.probabilities.max(axis=1), nan=edges[0])
         return np.histogram(np.clip(top, edges[0], edges[-1]), edges)[0] / len(top)
 
+    spans = [f"{100 * low:.1f} to {100 * high:.1f}" for low, high in pairwise(edges)]
+    spans.append(spans[-1])
     heights = [
         [100 * statistics.fmean(values) for values in zip(*map(shares, row.runs), strict=True)]
         for row in group.rows
@@ -279,19 +286,17 @@ def _confidence(group: Group) -> Figure:
             row.label,
             style,
             "lines",
-            x=[float(x) for x in 50 * (edges[:-1] + edges[1:])],
-            y=heights[i],
-            hovertemplate="%{y:.1f} % of rows at %{x:.1f} % confidence",
+            x=[100 * float(edge) for edge in edges],
+            y=[*heights[i], heights[i][-1]],  # a step to the right of each edge but the last
+            customdata=spans,
+            hovertemplate="%{y:.1f} % of rows at %{customdata} % confidence",
         )
         for i, (row, style) in enumerate(_styled(group))
     ]
     for trace in traces:
-        trace["line"]["shape"] = "hvh"
+        trace["line"]["shape"] = "hv"
     layout = {"xaxis": {"title": {"text": "confidence, %"}}, "yaxis": _y("% of rows")}
-    lines = [
-        (f"{100 * low:.1f} to {100 * high:.1f}", *(f"{column[i]:.1f}" for column in heights))
-        for i, (low, high) in enumerate(pairwise(edges))
-    ]
+    lines = [(span, *(f"{column[i]:.1f}" for column in heights)) for i, span in enumerate(spans[:-1])]
     return Figure(
         "Confidence",
         "The probability of the answer given. A peak at the left edge is a model that does not commit "

@@ -58,7 +58,7 @@
   for (const search of document.querySelectorAll("[data-search=rows]")) {
     const section = search.closest("section");
     search.addEventListener("input", () => {
-      const rows = [...section.querySelectorAll(".sortable tbody tr")];
+      const rows = [...section.querySelector(".sortable").tBodies[0].rows];
       const shown = rows.filter((row) => holds(row.dataset.label, search.value)).map((row) => row.dataset.row);
       for (const element of section.querySelectorAll("[data-row]")) {
         (element.closest(".legend li") ?? element).hidden = !shown.includes(element.dataset.row);
