@@ -96,7 +96,7 @@ def test_a_search_hides_rows_in_table_figures_and_counts(page):
     assert lengths.locator(".scatterlayer .trace").count() == 1
     assert section.locator(".sortable tbody tr:visible").count() == 2  # one in each table
     assert len(labels(page, "#task-1")) == 2
-    section.get_by_label("Show rows with").fill("")
+    section.get_by_label("Filter rows by name").fill("")
     assert len(labels(page)) == 4
     assert lengths.locator(".scatterlayer .trace").count() == 4
 
@@ -318,7 +318,7 @@ def test_no_text_of_a_record_is_obeyed(browser, tmp_path):
       }
     }""")
     page.locator("#task-1 .sortable th button").last.click()
-    page.locator("#task-1").get_by_label("Show rows with").fill("fired")
+    page.locator("#task-1").get_by_label("Filter rows by name").fill("fired")
     assert page.evaluate("window.count") == 0
     assert opened.said == []
     assert opened.requests == [page.url]

@@ -167,6 +167,7 @@ def place(tmp_path_factory):
         spec = tiny.spec(folder, num_train_epochs=1, text_columns=["review"], label_column="stars", **files)
         record = bakeoff.run(spec)
     (folder / "RUN").symlink_to(folder / "runs" / record.id)
+    (folder / "PAIRS").symlink_to(folder / "runs" / record.id / "model")  # by itself it takes pairs too
     (folder / "FOLDER").symlink_to("encoder")
     (folder / "MIRROR").symlink_to("mirror")
     return folder
