@@ -119,6 +119,7 @@ def test_another_model_or_other_texts_lose_nothing(call, folder, whole, tmp_path
     refused(label(call, folder, "--output", tmp_path / "new" / "a", model="none"), "no such folder")
     assert not (tmp_path / "new").exists()
     refused(call("predict", folder / "model", "a text", "--output", output), "--file")
+    refused(call("predict", folder / "model", "a text", "--text-column", "text"), "--file")
 
 
 def test_a_file_that_changes_while_it_is_labelled_is_said(folder, tmp_path, monkeypatch):

@@ -375,6 +375,8 @@ def predict(
     """Label texts with a trained run: a JSON object a line, in order."""
     if (file is None) == (not texts):
         raise BakeoffError("give texts, or - for stdin, or --file with --text-column; one of them.")
+    if file is None and text_column:
+        raise BakeoffError("--text-column is for --file; texts given here have no columns.")
     if file is not None and not text_column:
         raise BakeoffError("--file needs --text-column, the column that holds the text.")
     if file is None and output is not None:
