@@ -71,7 +71,7 @@ def f1_of_confusion(counts: ArrayLike) -> Any:
     c = np.asarray(counts, dtype=np.float64)
     hits = np.diagonal(c, axis1=-2, axis2=-1)
     total = c.sum(axis=-1) + c.sum(axis=-2)
-    scores = np.divide(2 * hits, total, out=np.zeros_like(hits), where=total > 0)
+    scores = 2 * hits / np.maximum(total, 1)  # counts are whole: without any, there are no hits either
     return scores[..., 1] if c.shape[-1] == 2 else scores.mean(axis=-1)
 
 
