@@ -37,6 +37,7 @@ SMALL = {
 }
 MECHANISMS = sorted(SMALL)
 H, D, E = 3, 8, 20
+SCALING = 0.4  # not D ** -0.5, to which PyTorch's own functions would come back
 
 
 def make(name, dtype=torch.float64, seed=0, index=1, max_length=128, **options):
@@ -63,7 +64,7 @@ def inputs(B, N, dtype=torch.float64, seed=0):
 def attend(attention, q, k, v, hidden, length=None, **kwargs):
     if "hidden_BNE" in attention.layer_inputs:
         kwargs["hidden_BNE"] = hidden
-    return attention(q, k, v, length, scaling=D**-0.5, **kwargs)
+    return attention(q, k, v, length, scaling=SCALING, **kwargs)
 
 
 def expected(name, attention, q, k, v, hidden, length=None, **kwargs):
@@ -74,7 +75,7 @@ def expected(name, attention, q, k, v, hidden, length=None, **kwargs):
     if name == "window":
         name = "longformer"
         attention = SimpleNamespace(radius=attention.radius, global_tokens=0, separate_global=False)
-    return REFERENCES[name.split()[0]](attention, q, k, v, keep, D**-0.5, **kwargs)
+    return REFERENCES[name.split()[0]](attention, q, k, v, keep, SCALING, **kwargs)
 
 
 def close(actual, wanted, tolerance=1e-10):
@@ -341,8 +342,11 @@ def test_linformer_starts_as_dense_and_then_as_segment_means():
 
 
 def test_linformer_refuses_more_tokens_than_it_has_projections():
-    with pytest.raises(BakeoffError, match="129 tokens, but its projections hold 128"):
+    with pytest.raises(BakeoffError) as caught:
         attend(make("linformer"), *inputs(1, 129))
+    assert str(caught.value) == (
+        "linformer: 129 tokens, but its projections hold 128; convert the encoder with a larger max_length."
+    )
 
 
 @pytest.mark.parametrize("marks", ["one", "scattered", "uneven", "none"])
@@ -494,28 +498,52 @@ def test_options_are_checked():
             resolve_options(name, options)
     layer = Layer(1, H, H, D, E, 64)
     assert build("longformer", layer, {"window": [8, 16]}).window == 16
-    for name, options in [
-        ("longformer", {"window": [8]}),
-        ("longformer", {"window": 7}),
-        ("longformer", {"global_tokens": -1}),
-        ("bigbird", {"block_size": 0}),
-        ("bigbird", {"num_random_blocks": -1}),
-        ("performer", {"num_features": 0}),
-        ("performer", {"num_features": 7}),
-        ("performer", {"feature_map": "relu"}),
-        ("performer", {"global_tokens": -1}),
-        ("performer random", {"num_features": 0}),
-        ("linformer", {"projected_length": 0}),
-        ("linformer", {"global_tokens": -1}),
-    ]:
-        with pytest.raises(BakeoffError):
+    even = "longformer: window is an even number of tokens from 2 up, not "
+    needs = "num_features must be even and at least 2 where they are learned, not "
+    for name, options, message in [
+        ("longformer", {"window": [8]}, "attention longformer: window lists 1 values; layer 1 has none."),
+        ("longformer", {"window": []}, "attention longformer: window must be int, not []."),
+        ("longformer", {"window": [8, 7]}, f"{even}7."),
+        ("longformer", {"window": 0}, f"{even}0."),
+        ("longformer", {"window": -2}, f"{even}-2."),
+        ("longformer", {"global_tokens": -1}, "longformer: global_tokens must not be negative, not -1."),
+        ("bigbird", {"block_size": 0}, "bigbird: block_size is a number of tokens from 1 up, not 0."),
+        ("bigbird", {"num_random_blocks": -1}, "bigbird: num_random_blocks must not be negative, not -1."),
+        ("performer", {"num_features": 0}, f"performer: {needs}0."),
+        ("performer", {"num_features": 7}, f"performer: {needs}7."),
+        (
+            "performer", {"num_features": 0, "feature_map": "random"},
+            "performer: num_features must be at least 1, not 0.",
+        ),
+        (
+            "performer", {"feature_map": "relu"},
+            "unknown performer: feature_map 'relu'. Known: learned, random.",
+        ),
+        ("performer", {"global_tokens": -1}, "performer: global_tokens must not be negative, not -1."),
+        ("linformer", {"projected_length": 0}, "linformer: projected_length must be at least 1, not 0."),
+        ("linformer", {"global_tokens": -1}, "linformer: global_tokens must not be negative, not -1."),
+        ("dense", {"window": 8}, "attention dense: has no options."),
+    ]:  # fmt: skip
+        with pytest.raises(BakeoffError) as caught:
             build(name, layer, options)
+        assert str(caught.value) == message
+    for name, options in [
+        ("longformer", {"window": 2, "global_tokens": 0}),
+        ("bigbird", {"block_size": 1, "num_random_blocks": 0}),
+        ("performer", {"num_features": 2, "global_tokens": 0}),
+        ("performer", {"num_features": 1, "feature_map": "random"}),
+        ("linformer", {"projected_length": 1, "global_tokens": 0}),
+    ]:
+        attention = build(name, layer, options)
+        assert {key: getattr(attention, key) for key in options if key != "feature_map"} == {
+            key: value for key, value in options.items() if key != "feature_map"
+        }
 
 
 @pytest.mark.parametrize("name", MECHANISMS)
 def test_rows_shorter_than_their_global_tokens(name):
-    """Of one token, of two, and of none, beside a long one."""
-    attention, x, length = make(name), inputs(4, 67), torch.tensor([67, 1, 2, 0])
+    """Of none, of one, of two, and of as many others, beside a long one."""
+    attention, x, length = make(name), inputs(5, 67), torch.tensor([67, 0, 1, 2, 6])
     close(attend(attention, *x, length), expected(name, attention, *x, length))
 
 
@@ -537,12 +565,12 @@ def test_tensors_are_made_where_the_inputs_are(name, is_padded):
 
 @pytest.mark.parametrize("dense_up_to", [0, 512])
 @pytest.mark.parametrize("exporting", [False, True])
+@pytest.mark.parametrize("n", [5, 70])
 @pytest.mark.parametrize("name", [*MECHANISMS, "window"])
-def test_the_steps_of_a_graph_compute_the_same(name, exporting, dense_up_to, monkeypatch):
+def test_the_steps_of_a_graph_compute_the_same(name, n, exporting, dense_up_to, monkeypatch):
     """Taken eagerly, as they are recorded; for every length, at the one to which such a graph pads."""
     monkeypatch.setattr(longformer, "DENSE_UP_TO", dense_up_to)
-    attention, n, length = make(name), 70, torch.tensor([70, 50])
-    x = inputs(2, n)
+    attention, x, length = make(name), inputs(2, n), torch.tensor([n, n - 2])
     wanted = expected(name, attention, *x, length)
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     monkeypatch.setattr(torch.compiler, "is_exporting", lambda: exporting)
@@ -627,7 +655,7 @@ def test_longformer_drops_weights_of_its_global_rows_too():
 def test_weights_hold_with_rotation_and_leave_the_mechanism_as_it_was():
     attention, (q, k, _, hidden) = make("longformer"), inputs(1, 40)
     before = dict(attention.named_modules())
-    found = weights(attention, q, k, scaling=D**-0.5, hidden_BNE=hidden, rotary=rotary(40))
+    found = weights(attention, q, k, scaling=SCALING, hidden_BNE=hidden, rotary=rotary(40))
     assert dict(attention.named_modules()) == before
     own = attention.value_global(hidden).unflatten(-1, (H, D)).transpose(1, 2)
     mixed = torch.where(torch.arange(40)[:, None] < 2, found @ own[0], found @ k[0])
@@ -699,10 +727,36 @@ def test_what_a_mechanism_is_unless_it_says_otherwise():
             function()
 
 
-@pytest.mark.parametrize("name", ["longformer", "linformer"])
-def test_who_needs_the_layer_s_input_says_so(name):
-    with pytest.raises(ValueError, match=f"^{name} .*needs? the layer's input"):
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("longformer", "longformer with separate global projections needs the layer's input."),
+        ("linformer", "linformer needs the layer's input, hidden_BNE."),
+    ],
+)
+def test_who_needs_the_layer_s_input_says_so(name, said):
+    with pytest.raises(ValueError, match=f"^{said}$"):
         make(name)(*inputs(1, 90)[:3], scaling=1.0)
+
+
+def test_what_transfer_may_fit():
+    performer, linformer = make("performer"), make("linformer")
+    assert {id(p) for p in performer.transferable()} == {id(p) for p in performer.parameters()}
+    fitted = [
+        name for name, p in linformer.named_parameters() if any(p is t for t in linformer.transferable())
+    ]
+    assert fitted == ["key_pooling_E", "value_pooling_E"]
+
+
+@pytest.mark.parametrize("name", MECHANISMS)
+def test_half_precision_beside_a_state_in_single(name):
+    """As under autocast, where the encoder's products are bf16 and parameters stay fp32."""
+    attention, x, length = make(name, torch.float32), inputs(2, 77), torch.tensor([77, 50])
+    wanted = expected(name, make(name, torch.float32).double(), *x, length)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = attend(attention, *(t.bfloat16() for t in x), length)
+    assert out.dtype == torch.bfloat16
+    assert (out.double() - wanted).abs().max() < 0.02 * wanted.abs().max()  # a few roundings to 8 bits
 
 
 @pytest.mark.dense_rule
