@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import importlib.util
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -82,6 +83,13 @@ def weights_sha256(folder: str | Path) -> str | None:
     path = Path(folder) / "model.safetensors"
     if not path.is_file():
         return None
+    state = path.stat()
+    return _sha256(path, state.st_size, state.st_mtime_ns, state.st_ino)
+
+
+@functools.lru_cache(maxsize=8)
+def _sha256(path: Path, *state: int) -> str:
+    """Of a file as `state` found it: a run asks for its base's several times."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
