@@ -1,13 +1,26 @@
 """Every mechanism against its n x n reference and against the contract in attention/base.py."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-from bakeoff.attention import ATTENTIONS, Layer, build, longformer, options_of, resolve_options
+from bakeoff.attention import (
+    ATTENTIONS,
+    Attention,
+    Layer,
+    base,
+    build,
+    longformer,
+    options_of,
+    resolve_options,
+)
 from bakeoff.attention.base import real_tokens
+from bakeoff.attention.linformer import segment_means
 from bakeoff.attention.reference import REFERENCES
+from bakeoff.attention.weights import weights
 from bakeoff.errors import BakeoffError
 
 #: Options small enough that short sequences exercise the sparse paths, not the dense rule.
@@ -24,10 +37,13 @@ SMALL = {
 }
 MECHANISMS = sorted(SMALL)
 H, D, E = 3, 8, 20
+SCALING = 0.4  # not D ** -0.5, to which PyTorch's own functions would come back
 
 
 def make(name, dtype=torch.float64, seed=0, index=1, max_length=128, **options):
     layer = Layer(index, H, H, D, E, max_length, seed)
+    if name == "window":
+        return longformer.Window(layer, **{"radius": 4, **options})
     torch.manual_seed(7)  # only the linear projections of longformer draw from the global generator
     attention = build(name.split()[0], layer, SMALL[name] | options).to(dtype).eval()
     if name.split()[0] in (
@@ -48,14 +64,18 @@ def inputs(B, N, dtype=torch.float64, seed=0):
 def attend(attention, q, k, v, hidden, length=None, **kwargs):
     if "hidden_BNE" in attention.layer_inputs:
         kwargs["hidden_BNE"] = hidden
-    return attention(q, k, v, length, scaling=D**-0.5, **kwargs)
+    return attention(q, k, v, length, scaling=SCALING, **kwargs)
 
 
 def expected(name, attention, q, k, v, hidden, length=None, **kwargs):
     if "hidden_BNE" in attention.layer_inputs:
         kwargs["hidden_BNE"] = hidden
-    keep = real_tokens(torch.full((len(q),), q.shape[2]) if length is None else length, q.shape[2])
-    return REFERENCES[name.split()[0]](attention, q, k, v, keep, D**-0.5, **kwargs)
+    full = torch.full((len(q),), q.shape[2], device=q.device)
+    keep = real_tokens(full if length is None else length, q.shape[2])
+    if name == "window":
+        name = "longformer"
+        attention = SimpleNamespace(radius=attention.radius, global_tokens=0, separate_global=False)
+    return REFERENCES[name.split()[0]](attention, q, k, v, keep, SCALING, **kwargs)
 
 
 def close(actual, wanted, tolerance=1e-10):
@@ -322,8 +342,11 @@ def test_linformer_starts_as_dense_and_then_as_segment_means():
 
 
 def test_linformer_refuses_more_tokens_than_it_has_projections():
-    with pytest.raises(BakeoffError, match="129 tokens, but its projections hold 128"):
+    with pytest.raises(BakeoffError) as caught:
         attend(make("linformer"), *inputs(1, 129))
+    assert str(caught.value) == (
+        "linformer: 129 tokens, but its projections hold 128; convert the encoder with a larger max_length."
+    )
 
 
 @pytest.mark.parametrize("marks", ["one", "scattered", "uneven", "none"])
@@ -475,19 +498,324 @@ def test_options_are_checked():
             resolve_options(name, options)
     layer = Layer(1, H, H, D, E, 64)
     assert build("longformer", layer, {"window": [8, 16]}).window == 16
-    for name, options in [
-        ("longformer", {"window": [8]}),
-        ("longformer", {"window": 7}),
-        ("longformer", {"global_tokens": -1}),
-        ("bigbird", {"block_size": 0}),
-        ("bigbird", {"num_random_blocks": -1}),
-        ("performer", {"num_features": 0}),
-        ("performer", {"num_features": 7}),
-        ("performer", {"feature_map": "relu"}),
-        ("performer", {"global_tokens": -1}),
-        ("performer random", {"num_features": 0}),
-        ("linformer", {"projected_length": 0}),
-        ("linformer", {"global_tokens": -1}),
-    ]:
-        with pytest.raises(BakeoffError):
+    even = "longformer: window is an even number of tokens from 2 up, not "
+    needs = "num_features must be even and at least 2 where they are learned, not "
+    for name, options, message in [
+        ("longformer", {"window": [8]}, "attention longformer: window lists 1 values; layer 1 has none."),
+        ("longformer", {"window": []}, "attention longformer: window must be int, not []."),
+        ("longformer", {"window": [8, 7]}, f"{even}7."),
+        ("longformer", {"window": 0}, f"{even}0."),
+        ("longformer", {"window": -2}, f"{even}-2."),
+        ("longformer", {"global_tokens": -1}, "longformer: global_tokens must not be negative, not -1."),
+        ("bigbird", {"block_size": 0}, "bigbird: block_size is a number of tokens from 1 up, not 0."),
+        ("bigbird", {"num_random_blocks": -1}, "bigbird: num_random_blocks must not be negative, not -1."),
+        ("performer", {"num_features": 0}, f"performer: {needs}0."),
+        ("performer", {"num_features": 7}, f"performer: {needs}7."),
+        (
+            "performer", {"num_features": 0, "feature_map": "random"},
+            "performer: num_features must be at least 1, not 0.",
+        ),
+        (
+            "performer", {"feature_map": "relu"},
+            "unknown performer: feature_map 'relu'. Known: learned, random.",
+        ),
+        ("performer", {"global_tokens": -1}, "performer: global_tokens must not be negative, not -1."),
+        ("linformer", {"projected_length": 0}, "linformer: projected_length must be at least 1, not 0."),
+        ("linformer", {"global_tokens": -1}, "linformer: global_tokens must not be negative, not -1."),
+        ("dense", {"window": 8}, "attention dense: has no options."),
+    ]:  # fmt: skip
+        with pytest.raises(BakeoffError) as caught:
             build(name, layer, options)
+        assert str(caught.value) == message
+    for name, options in [
+        ("longformer", {"window": 2, "global_tokens": 0}),
+        ("bigbird", {"block_size": 1, "num_random_blocks": 0}),
+        ("performer", {"num_features": 2, "global_tokens": 0}),
+        ("performer", {"num_features": 1, "feature_map": "random"}),
+        ("linformer", {"projected_length": 1, "global_tokens": 0}),
+    ]:
+        attention = build(name, layer, options)
+        assert {key: getattr(attention, key) for key in options if key != "feature_map"} == {
+            key: value for key, value in options.items() if key != "feature_map"
+        }
+
+
+@pytest.mark.parametrize("name", MECHANISMS)
+def test_rows_shorter_than_their_global_tokens(name):
+    """Of none, of one, of two, and of as many others, beside a long one."""
+    attention, x, length = make(name), inputs(5, 67), torch.tensor([67, 0, 1, 2, 6])
+    close(attend(attention, *x, length), expected(name, attention, *x, length))
+
+
+@pytest.mark.parametrize("is_padded", [False, True])
+@pytest.mark.parametrize("name", MECHANISMS)
+def test_tensors_are_made_where_the_inputs_are(name, is_padded):
+    """Whatever names no device would be made on another one here, and not work together."""
+    attention, x = make(name), inputs(2, 77)
+    length = torch.tensor([77, 50]) if is_padded else None
+    for function in (attend, lambda *a: expected(name, *a)):
+        wanted = function(attention, *x, length)
+        with torch.device("meta"):
+            close(function(attention, *x, length), wanted)
+    if not is_padded:
+        with torch.device("meta"):
+            given = {"hidden_BNE": x[3][:1]} if "hidden_BNE" in attention.layer_inputs else {}
+            weights(attention, x[0][:1], x[1][:1], scaling=1.0, **given)
+
+
+@pytest.mark.parametrize("dense_up_to", [0, 512])
+@pytest.mark.parametrize("exporting", [False, True])
+@pytest.mark.parametrize("n", [5, 70])
+@pytest.mark.parametrize("name", [*MECHANISMS, "window"])
+def test_the_steps_of_a_graph_compute_the_same(name, n, exporting, dense_up_to, monkeypatch):
+    """Taken eagerly, as they are recorded; for every length, at the one to which such a graph pads."""
+    monkeypatch.setattr(longformer, "DENSE_UP_TO", dense_up_to)
+    attention, x, length = make(name), inputs(2, n), torch.tensor([n, n - 2])
+    wanted = expected(name, attention, *x, length)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    monkeypatch.setattr(torch.compiler, "is_exporting", lambda: exporting)
+    more = attention.traced_length(n) - n if exporting else 0
+    out = attend(attention, *(torch.nn.functional.pad(t, (0, 0, 0, more)) for t in x), length)
+    close(out[:, :, :n], wanted)
+    assert not out[:, :, n:].any()
+
+
+@pytest.mark.parametrize("radius", [1, 4, 70])  # 70: two blocks on either side
+@pytest.mark.parametrize("length", [None, torch.tensor([200, 67, 1, 0])])
+def test_windows_without_global_tokens(radius, length):
+    """Forward and every gradient, of Longformer and of the local layers of families that alternate."""
+    layer = Layer(0, H, H, D, E, 200)
+    window = longformer.Window(layer, radius=radius)
+    other = build("longformer", layer, {"window": 2 * radius, "global_tokens": 0}).double()
+    results = []
+    for function in (
+        lambda *x: attend(window, *x, length),
+        lambda *x: attend(other, *x, length),
+        lambda *x: expected("window", window, *x, length),
+    ):
+        leaves = [t.requires_grad_() for t in inputs(4, 200)]
+        out = function(*leaves)
+        out.square().sum().backward()
+        results.append([out.detach(), *(t.grad for t in leaves[:3])])
+    for local, global_, wanted in zip(*results, strict=True):
+        close(local, wanted)
+        close(global_, wanted)
+    x = inputs(4, 200)
+    close(attend(window, *x, length, dropout_p=0.0), attend(window, *x, length), 0)
+    torch.manual_seed(0)
+    assert (attend(window, *x, length, dropout_p=0.5) - attend(window, *x, length)).abs().max() > 1e-3
+
+
+def rotary(N, B=1, dtype=torch.float64):
+    """cos and sin of angles that differ from row to row."""
+    angles = torch.arange(N)[:, None] / 100.0 ** (torch.arange(0, D, 2) / D)
+    angles = torch.cat((angles, angles), -1) + torch.arange(B)[:, None, None]
+    return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
+def test_rotation_is_transformers_own():
+    q, k, _, _ = inputs(2, 9)
+    cos, sin = rotary(9, 2)
+    for x, wanted in zip((q, k), apply_rotary_pos_emb(q, k, cos, sin), strict=True):
+        close(longformer.rotate(x, cos, sin), wanted)
+    assert longformer.rotate(q.float(), cos, sin).dtype == torch.float32
+
+
+@pytest.mark.parametrize("rotated", [None, 1, 2])
+@pytest.mark.parametrize("count", [2, D + 1])  # more than a head has numbers: global keys are projected
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+def test_longformer_s_own_projections_with_fewer_key_heads_and_rotation(kv_heads, count, rotated):
+    layer = Layer(0, 4, kv_heads, D, E, 64)
+    torch.manual_seed(7)
+    attention = build("longformer", layer, {"window": 8, "global_tokens": count}).double()
+    generator = torch.Generator().manual_seed(0)
+    turn, length = (None if rotated is None else rotary(40, rotated)), torch.tensor([40, 23])
+    results = []
+    for function, kwargs in ((attend, {}), (lambda *a, **kw: expected("longformer", *a, **kw), {})):
+        generator.manual_seed(0)
+        heads = [torch.randn(2, 4, 40, D, generator=generator, dtype=torch.float64) for _ in range(3)]
+        leaves = [t.requires_grad_() for t in (*heads, inputs(2, 40)[3])]
+        attention.zero_grad()
+        out = function(attention, *leaves, length, rotary=turn, **kwargs)
+        out.square().sum().backward()
+        results.append([out.detach(), *(t.grad.clone() for t in (*leaves, *attention.parameters()))])
+    for actual, wanted in zip(*results, strict=True):
+        close(actual, wanted, 1e-9)
+    torch.nn.init.zeros_(attention.key_global.bias)  # as encoders start
+    assert attend(attention, *leaves, length, rotary=turn).isfinite().all()
+
+
+def test_longformer_drops_weights_of_its_global_rows_too():
+    attention, x = make("longformer", window=200), inputs(1, 40)
+    torch.manual_seed(0)
+    out = attend(attention, *x, dropout_p=0.5)[:, :, :2]
+    assert (out - attend(attention, *x)[:, :, :2]).abs().max() > 1e-3
+
+
+def test_weights_hold_with_rotation_and_leave_the_mechanism_as_it_was():
+    attention, (q, k, _, hidden) = make("longformer"), inputs(1, 40)
+    before = dict(attention.named_modules())
+    found = weights(attention, q, k, scaling=SCALING, hidden_BNE=hidden, rotary=rotary(40))
+    assert dict(attention.named_modules()) == before
+    own = attention.value_global(hidden).unflatten(-1, (H, D)).transpose(1, 2)
+    mixed = torch.where(torch.arange(40)[:, None] < 2, found @ own[0], found @ k[0])
+    close(mixed[None], expected("longformer", attention, q, k, k, hidden, rotary=rotary(40)))
+
+
+@pytest.mark.parametrize(
+    ("name", "n", "flops"),
+    [
+        ("dense", 100, 4 * H * D * 100 * 100),
+        ("longformer", 100, 4 * H * D * 100 * (9 + 2 + 2)),
+        ("longformer", 5, 4 * H * D * 5 * (5 + 2)),
+        ("window", 100, 4 * H * D * 100 * 9),
+        ("window", 5, 4 * H * D * 5 * 5),
+        ("bigbird", 100, 4 * H * D * 100 * (4 * 6 + 8)),
+        ("bigbird", 20, 4 * H * D * 20 * 20),
+        ("performer alone", 100, H * 100 * 4 * 24 * (D / 2 + D + 1)),
+        ("performer", 100, H * 100 * (4 * 24 * (D / 2 + D + 1) + 8 * D * 3)),
+        ("performer random, global", 100, H * 100 * (4 * 24 * (D + D + 1) + 8 * D * 3)),
+        ("performer", 3, 4 * H * D * 3 * 3),
+        ("linformer", 100, 8 * H * D * 100 * (8 + 3)),
+        ("linformer", 3, 4 * H * D * 3 * 3),
+        ("linformer", 4, 8 * H * D * 4 * (8 + 3)),
+    ],
+)
+def test_flops_by_hand(name, n, flops):
+    assert make(name).flops(n) == flops
+
+
+@pytest.mark.parametrize(
+    ("name", "longest"),
+    [("longformer", 5), ("window", 5), ("bigbird", 20), ("performer", 3), ("linformer", 11)],
+)
+def test_a_pattern_is_dense_up_to_a_length(name, longest):
+    assert [make(name).covers(n) for n in (longest - 1, longest, longest + 1)] == [True, True, False]
+
+
+def test_linformer_projects_later_where_that_saves_work():
+    assert [make("linformer alone").projects_later(n) for n in (7, 8, 9)] == [False, False, True]
+    assert not make("linformer").projects_later(100)
+
+
+@pytest.mark.parametrize("length", [None, torch.tensor([40, 23, 5, 0])])
+def test_linformer_s_own_projections_of_summaries_are_those_of_all_tokens(length):
+    attention, (q, _, _, hidden) = make("linformer alone"), inputs(4, 40)
+    torch.manual_seed(0)
+    key, value = (torch.nn.Linear(E, H * D).double() for _ in range(2))
+    k, v = (project(hidden).unflatten(-1, (H, D)).transpose(1, 2) for project in (key, value))
+    nothing = torch.full_like(k, torch.nan)
+    out = attend(attention, q, nothing, nothing, hidden, length, key=key, value=value)
+    close(out, expected("linformer alone", attention, q, k, v, hidden, length))
+
+
+def test_means_of_segments_are_fp32_and_hold_at_large_weights():
+    weight, slot = torch.tensor([[300.0, 301.0, -300.0, 2.0]]), torch.tensor([[0, 0, 1, 1]])
+    means = segment_means(weight.bfloat16(), slot, None, 3)
+    assert means.dtype == torch.float32
+    first = torch.tensor([0.0, weight.bfloat16()[0, 1] - weight.bfloat16()[0, 0]]).softmax(0)
+    close(means, torch.tensor([[[*first, 0.0, 0.0], [0.0, 0.0, 0.0, 1.0], [0.0] * 4]]), 1e-6)
+
+
+def test_what_a_mechanism_is_unless_it_says_otherwise():
+    attention = Attention(Layer(0, H, H, D, E, 128))
+    assert (attention.covers(1), attention.projects_later(1), attention.traced_length(7)) == (False, False, 7)
+    assert (attention.initial_state(), attention.transferable(), attention.layer_input) == ({}, [], {})
+    assert attention.full_flops(7) == 4 * H * D * 49
+    for function in (lambda: attention.flops(1), lambda: attend(attention, *inputs(1, 3))):
+        with pytest.raises(NotImplementedError):
+            function()
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("longformer", "longformer with separate global projections needs the layer's input."),
+        ("linformer", "linformer needs the layer's input, hidden_BNE."),
+    ],
+)
+def test_who_needs_the_layer_s_input_says_so(name, said):
+    with pytest.raises(ValueError, match=f"^{said}$"):
+        make(name)(*inputs(1, 90)[:3], scaling=1.0)
+
+
+def test_what_transfer_may_fit():
+    performer, linformer = make("performer"), make("linformer")
+    assert {id(p) for p in performer.transferable()} == {id(p) for p in performer.parameters()}
+    fitted = [
+        name for name, p in linformer.named_parameters() if any(p is t for t in linformer.transferable())
+    ]
+    assert fitted == ["key_pooling_E", "value_pooling_E"]
+
+
+@pytest.mark.parametrize("name", MECHANISMS)
+def test_half_precision_beside_a_state_in_single(name):
+    """As under autocast, where the encoder's products are bf16 and parameters stay fp32."""
+    attention, x, length = make(name, torch.float32), inputs(2, 77), torch.tensor([77, 50])
+    wanted = expected(name, make(name, torch.float32).double(), *x, length)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = attend(attention, *(t.bfloat16() for t in x), length)
+    assert out.dtype == torch.bfloat16
+    assert (out.double() - wanted).abs().max() < 0.02 * wanted.abs().max()  # a few roundings to 8 bits
+
+
+@pytest.mark.dense_rule
+@pytest.mark.parametrize(
+    ("name", "options", "longest", "lengths"),
+    [
+        ("dense", {}, 128, {1: 1, 9: 9}),
+        ("longformer", {"window": 8}, 512, {1: 3, 9: 11}),  # computed densely
+        ("longformer", {"window": 8}, 513, {1: 64, 30: 64, 31: 96, 62: 96, 63: 128}),
+        ("longformer", {"window": 400}, 800, {9: 11}),  # two windows
+        ("longformer", {"window": 400}, 801, {9: 128}),
+        ("longformer", {"window": 126}, 801, {9: 64}),
+        ("longformer", {"window": 128}, 801, {9: 128, 62: 128, 63: 192}),
+        ("window", {"radius": 4}, 513, {1: 64, 32: 64, 33: 96}),
+        ("window", {"radius": 4}, 512, {1: 1}),
+        ("bigbird", {}, 128, {1: 8, 4: 8, 5: 12, 8: 12, 9: 16}),
+        ("performer", {}, 128, {1: 4, 9: 12}),
+        ("linformer", {}, 128, {1: 4, 9: 12}),
+    ],
+)
+def test_lengths_to_which_a_graph_pads(name, options, longest, lengths):
+    attention = make(name, max_length=longest, **options)
+    assert {n: attention.traced_length(n) for n in lengths} == lengths
+
+
+def test_a_window_as_long_as_the_longest_sequence_pads_no_graph(monkeypatch):
+    """Whatever the rule for short sequences says."""
+    lengths = [make("window", radius=40, max_length=longest).traced_length(9) for longest in (41, 42)]
+    assert lengths == [9, 64]
+
+
+def test_what_is_remembered():
+    built = []
+    remembered = base.cached(lambda *of: built.append(of) or torch.ones(2))
+    with torch.inference_mode():
+        first = remembered(3)
+    assert remembered(3) is first
+    (first * torch.ones(2, requires_grad=True)).sum().backward()  # no tensor of inference alone
+    assert remembered(4) is not first
+    assert remembered(3, keep=False) is not first
+    assert built == [(3,), (4,), (3,)]
+
+
+def test_nothing_is_remembered_in_a_graph(monkeypatch):
+    remembered = base.cached(lambda: object())
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    assert remembered() is not remembered()
+
+
+def test_performer_s_portions_hold_a_chunk_of_features(monkeypatch):
+    from bakeoff.attention import performer
+
+    attention = make("performer")
+    monkeypatch.setattr(performer, "_CHUNK", H * 24 * 100 + 1)
+    assert [attention._portions(torch.empty(9, H, N, D)) for N in (30, 50, 101)] == [
+        (3, 100), (2, 100), (1, 100),
+    ]  # fmt: skip
+    monkeypatch.setattr(performer, "_CHUNK", 1)
+    assert attention._portions(torch.empty(9, H, 30, D)) == (1, performer._LEAST)
+    assert attention._portions(torch.empty(9, H, 30, D, device="meta")) == (None, None)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    assert attention._portions(torch.empty(9, H, 30, D)) == (None, None)

@@ -1,5 +1,7 @@
 """The GPU's kernel: its patterns against the references here, the kernel itself where there is a GPU."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -65,6 +67,64 @@ def test_patterns_by_tokens_and_by_blocks_are_the_references(name, is_padded, mo
             tile = pattern[:, :, first : first + flex.BLOCK, second : second + flex.BLOCK].flatten(2)
             assert not (tile.any(-1) & ~touched[..., row, column]).any()
             assert not (whole[..., row, column] & touched[..., row, column] & ~tile.all(-1)).any()
+
+
+@pytest.mark.parametrize(
+    ("change", "applies"),
+    [
+        ({}, True),
+        ({"is_cuda": False}, False),
+        ({"dropout_p": 0.1}, False),
+        ({"size": 15}, False),
+        ({"dtype": torch.float64}, False),
+        ({"capability": (6, 9)}, False),
+        ({"capability": (8, 0)}, True),
+        ({"triton": False}, False),
+    ],
+)
+def test_where_the_kernel_applies(change, applies, monkeypatch):
+    case = {"is_cuda": True, "dropout_p": 0.0, "size": 16, "dtype": torch.float32, "capability": (7, 0)}
+    case |= {"triton": True, "device": "the q's own"} | change
+    monkeypatch.setattr(flex, "_has_triton", lambda: case["triton"])
+    asked = []
+    monkeypatch.setattr(
+        torch.cuda, "get_device_capability", lambda device: asked.append(device) or case["capability"]
+    )
+    q = SimpleNamespace(shape=(1, H, 100, case["size"]), **case)
+    assert flex.applies(q, case["dropout_p"]) == applies
+    assert set(asked) <= {"the q's own"}
+
+
+def test_blocks_are_listed_whole_ones_apart():
+    """Query blocks 0 to 2: nothing, one block in part, one in part between two whole ones."""
+    touched = torch.tensor([[[[0, 0, 0], [0, 1, 0], [1, 1, 1]]]]).bool()
+    whole = torch.tensor([[[[1, 0, 0], [0, 0, 1], [1, 0, 1]]]]).bool()  # of what is not touched, no matter
+
+    def allowed(b, h, i, j):
+        return i >= 0
+
+    mask = flex.block_mask(allowed, touched, whole, 300)
+    assert mask.kv_num_blocks.tolist() == [[[0, 1, 1]]]
+    assert mask.kv_indices[0, 0, 1:, 0].tolist() == [1, 1]
+    assert mask.full_kv_num_blocks.tolist() == [[[0, 0, 2]]]
+    assert mask.full_kv_indices[0, 0, 2, :2].tolist() == [0, 2]
+    assert {t.dtype for t in (mask.kv_num_blocks, mask.kv_indices)} == {torch.int32}  # what the kernel reads
+    assert (mask.seq_lengths, mask.BLOCK_SIZE, mask.mask_mod) == ((300, 300), (128, 128), allowed)
+
+
+@pytest.mark.parametrize("compiling", [False, True])
+def test_the_kernel_gets_what_was_given(compiling, monkeypatch):
+    calls = []
+
+    def kernel(*args, **kwargs):
+        calls.append((args, kwargs))
+        return "out"
+
+    name = "flex_attention" if compiling else "_compiled"
+    monkeypatch.setattr(flex, name, kernel if compiling else lambda: kernel)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: compiling)
+    assert flex.attend("q", "k", "v", "mask", scaling=0.3) == "out"
+    assert calls == [(("q", "k", "v"), {"block_mask": "mask", "scale": 0.3})]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -338,7 +338,7 @@ def from_plain(hint: Any, value: Any, where: str) -> Any:
     if type(None) in args:
         inner = next(a for a in args if a is not type(None))
         return None if value is None else from_plain(inner, value, where)
-    if origin is not None and isinstance(value, dict) and len(args) == 2:
+    if origin is Mapping and isinstance(value, dict):
         return {k: from_plain(args[1], v, f"{where}.{k}") for k, v in value.items()}
     if origin is tuple and isinstance(value, list):
         return tuple(from_plain(args[0], v, where) for v in value)

@@ -426,16 +426,17 @@ def _window_mask(
 def _reachable(local_TS: Tensor, present_TG: Tensor, row_T: Tensor, side: int) -> Tensor:
     """Which tokens and globals count in the C = 2 side + 1 blocks around each block: (T, C (S + G))."""
     near = _around(local_TS, side)
-    # Neighbours in the batch are neighbours in memory; a window ends where its row does.
-    same_row = _around(row_T, side, value=-1) == row_T[:, None]
+    # Neighbours in the batch are neighbours in memory; a window ends where its row does. Beyond the ends no
+    # token is near.
+    same_row = _around(row_T, side) == row_T[:, None]
     # Every block carries its row's globals, and one copy counts.
     present = present_TG[:, None] & (torch.arange(2 * side + 1, device=row_T.device) == side)[:, None]
     return torch.cat(((near & same_row[:, None]).transpose(1, 2), present), -1).flatten(1)
 
 
-def _around(x_T: Tensor, side: int, value: float = 0) -> Tensor:
-    """Each of T and `side` neighbours on either side, last: (T, …, 2 side + 1); `value` beyond the ends."""
-    padded = F.pad(x_T, (0, 0) * (x_T.dim() - 1) + (side, side), value=value)
+def _around(x_T: Tensor, side: int) -> Tensor:
+    """Each of T and `side` neighbours on either side, last: (T, …, 2 side + 1); zeros beyond the ends."""
+    padded = F.pad(x_T, (0, 0) * (x_T.dim() - 1) + (side, side))
     return torch.stack([padded.narrow(0, step, x_T.shape[0]) for step in range(2 * side + 1)], -1)
 
 

@@ -74,8 +74,10 @@ def bigbird(attention: BigBird, q: Tensor, k: Tensor, v: Tensor, keep_BN: Tensor
                 )
                 chosen = set(range(blocks)) if i in ends else ends | near | set(draw[:R])
                 for j in chosen:
-                    rows, columns = real[i * S : (i + 1) * S], real[j * S : (j + 1) * S]
-                    allowed[b, h, torch.tensor(rows)[:, None], torch.tensor(columns)] = True
+                    rows, columns = (
+                        torch.tensor(real[block * S : (block + 1) * S], device=q.device) for block in (i, j)
+                    )
+                    allowed[b, h, rows[:, None], columns] = True
     return _softmax(q @ k.mT * scaling, allowed) @ v * keep_BN[:, None, :, None]
 
 

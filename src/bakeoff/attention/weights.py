@@ -40,7 +40,10 @@ def weights(mechanism: Attention, q_1HND: Tensor, k_1HND: Tensor, **given: Any) 
         mechanism.value_global = _Values(v_CND.repeat(1, 1, kv))  # type: ignore[assignment]
         unrotated = (q_1HND.new_ones(1, N, D), q_1HND.new_zeros(1, N, D))
         given["rotary"] = given.get("rotary") or unrotated
-    given = {name: _repeated(value, C) for name, value in given.items()}
+    given = {
+        name: value.expand(C, *value.shape[1:]) if isinstance(value, Tensor) else value
+        for name, value in given.items()
+    }
     q_CHND, k_CHND = (x.expand(C, -1, -1, -1) for x in (q_1HND, k_1HND))
     out_CHND = mechanism(q_CHND, k_CHND, v_CND[:, None].expand(C, H, N, D), **given)
     return out_CHND.permute(1, 2, 0, 3).flatten(2)[..., :N]
@@ -55,10 +58,3 @@ class _Values(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.values
-
-
-def _repeated(value: Any, count: int) -> Any:
-    """One row as a batch of it."""
-    if isinstance(value, Tensor):
-        return value.expand(count, *value.shape[1:])
-    return tuple(_repeated(part, count) for part in value) if isinstance(value, tuple) else value
