@@ -12,6 +12,7 @@ from transformers import (
 )
 
 import encoders
+import tiny
 from bakeoff import checkpoints
 from bakeoff.errors import BakeoffError
 from encoders import bigbird_config, longformer_config, randomised
@@ -211,3 +212,12 @@ def test_inspect_refuses_what_load_would(tmp_path):
 def test_local_layers_are_not_counted_as_the_mechanism_s(tmp_path):
     encoders.save(tmp_path, "modernbert")
     assert checkpoints.inspect(tmp_path, "performer").layers == 1
+
+
+def test_a_base_whose_weights_change_has_another_hash(tmp_path):
+    tiny.encoder(tmp_path)
+    first = checkpoints.weights_sha256(tmp_path)
+    assert checkpoints.weights_sha256(tmp_path) == first
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
+    assert checkpoints.weights_sha256(tmp_path) not in (first, None)

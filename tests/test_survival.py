@@ -95,15 +95,24 @@ def test_kill_9_at_random_moments_loses_nothing(tmp_path, kind):
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a disk without room is Linux's /dev/full")
 @pytest.mark.parametrize("name", [runs.RECORD, runs.PREDICTIONS])
-def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path, name):
+def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path, name, monkeypatch):
+    """The temporary file is on /dev/full from when what lay there before was cleared away."""
     wanted = train.run(tiny.spec(tmp_path, num_train_epochs=1), progress=False)
     spec = tiny.spec(tmp_path, num_train_epochs=1, output_dir=str(tmp_path / "full"))
-    folder = tmp_path / "full" / spec.run_id()
-    folder.mkdir(parents=True)
-    (folder / f"{name}.tmp").symlink_to("/dev/full")
-    with pytest.raises(BakeoffError, match=r"cannot write .*\(No space left on device\); make room there"):
-        train.run(spec, progress=False)
-    (folder / f"{name}.tmp").unlink(missing_ok=True)
+    unlink = Path.unlink
+
+    def full(path, missing_ok=False):
+        unlink(path, missing_ok=missing_ok)
+        if path.name == f"{name}.tmp":
+            path.symlink_to("/dev/full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", full)
+        with pytest.raises(
+            BakeoffError, match=r"cannot write .*\(No space left on device\); make room there"
+        ):
+            train.run(spec, progress=False)
+    (tmp_path / "full" / spec.run_id() / f"{name}.tmp").unlink(missing_ok=True)
     found = train.run(spec, progress=False)
     assert found.status == "ok"
     assert found.metrics == wanted.metrics

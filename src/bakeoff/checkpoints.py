@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import importlib.util
+import json
+import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -42,7 +45,7 @@ from bakeoff.encoder import (
     max_tokens,
     position_embedding,
 )
-from bakeoff.errors import BakeoffError
+from bakeoff.errors import BakeoffError, one_line
 
 Head = Literal["classification", "masked-lm"]
 HEADS: dict[Head, tuple[Any, type[BakeoffForSequenceClassification] | type[BakeoffForMaskedLM]]] = {
@@ -82,6 +85,13 @@ def weights_sha256(folder: str | Path) -> str | None:
     path = Path(folder) / "model.safetensors"
     if not path.is_file():
         return None
+    state = path.stat()
+    return _sha256(path, state.st_size, state.st_mtime_ns, state.st_ino)
+
+
+@functools.lru_cache(maxsize=8)
+def _sha256(path: Path, *state: int) -> str:
+    """Of a file as `state` found it: a run asks for its base's several times."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -89,7 +99,17 @@ def weights_sha256(folder: str | Path) -> str | None:
 def load_config(base: str | Path) -> PreTrainedConfig:
     """The config of `base`, with one line in place of a traceback where it cannot be had."""
     with _readable(base, "model"):
-        return AutoConfig.from_pretrained(resolve(base), trust_remote_code=False)
+        config = AutoConfig.from_pretrained(resolve(base), trust_remote_code=False)
+        if "/" in str(named := config._attn_implementation):
+            raise BakeoffError(
+                f"{base}: its config takes attention from the Hub, {named!r}; delete that line."
+            )
+        config._attn_implementation = None
+        if named := getattr(config, "transformers_weights", None):
+            raise BakeoffError(
+                f"{base}: its config takes weights from {named!r}; name them model.safetensors."
+            )
+    return config
 
 
 def load_tokenizer(base: str | Path) -> PreTrainedTokenizerBase:
@@ -119,10 +139,12 @@ def load_weights(
             numbers in its place.
     """
     with _readable(base, "model"):
+        _refuse_detours(base)
         model, info = model_class.from_pretrained(
             resolve(base),
             use_safetensors=True,
             trust_remote_code=False,
+            attn_implementation="eager",  # whatever its config says
             dtype=torch.float32,
             output_loading_info=True,
             **kwargs,
@@ -143,6 +165,18 @@ def load_weights(
     return model
 
 
+def _refuse_detours(base: str | Path) -> None:
+    """Of a folder, only its own safetensors are read: no pickled shards, and no adapter's base elsewhere."""
+    folder = Path(resolve(base))
+    index = folder / "model.safetensors.index.json"
+    shards = {*json.loads(index.read_text())["weight_map"].values()} if index.is_file() else set()
+    for name in sorted(shards):
+        if Path(name).name != name or not name.endswith(".safetensors"):
+            raise BakeoffError(f"{index} names {name!r}, which is no safetensors file beside it.")
+    if (folder / "adapter_config.json").exists():
+        raise BakeoffError(f"{base} is an adapter; merge it with its base (merge_and_unload) and save that.")
+
+
 @contextlib.contextmanager
 def _readable(base: str | Path, what: str) -> Iterator[None]:
     """What reading a foreign file can raise is open-ended; here it becomes one line."""
@@ -151,7 +185,7 @@ def _readable(base: str | Path, what: str) -> Iterator[None]:
     except (BakeoffError, MemoryError):
         raise
     except Exception as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = one_line(error)[:300]
         if Path(str(base)).exists():
             raise BakeoffError(f"{base}: no {what} that transformers can read here ({reason})") from error
         raise BakeoffError(
@@ -297,7 +331,7 @@ def convert(base: str | Path, attention: str, output: str | Path, **kwargs: Any)
         BakeoffError: the folder holds files already, or as `load`.
     """
     folder = Path(output)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if os.path.lexists(folder) and (not folder.is_dir() or any(folder.iterdir())):
         raise BakeoffError(f"{folder} exists and is not empty; choose another --output.")
     model = load(base, attention, **kwargs)
     tokenizer = load_tokenizer(base)

@@ -165,7 +165,7 @@ def run(spec_file: SpecFile = None, *, flags: dict[str, Any]) -> None:
         record = train.run(spec)
     if env.is_first_process():
         _say(spec, record)
-        out.print(Text(str(Path(spec.output_dir) / record.id)))
+        out.print(_text(str(Path(spec.output_dir) / record.id)))
     if record.status != "ok":
         raise typer.Exit(1)
 
@@ -257,7 +257,7 @@ def sweep(
     if bad:
         raise BakeoffError(f"{bad} runs of the best trial did not end well; start the sweep again.")
     _compare([spec.folder / sweeps.BEST])
-    out.print(Text(str(spec.folder / sweeps.REPORT)))
+    out.print(_text(str(spec.folder / sweeps.REPORT)))
 
 
 @app.command(
@@ -298,7 +298,7 @@ def report(
     from bakeoff import report as reports
 
     for path in reports.write(runs, output_dir, bench or ()):
-        out.print(Text(str(path)))
+        out.print(_text(str(path)))
 
 
 @app.command(
@@ -339,7 +339,7 @@ def convert(
         seed=seed,
     )
     layers = dispatched(model.sites)
-    out.print(Text(f"{output}: {chosen} on {layers} layers of {base}, room for {model.max_tokens} tokens"))
+    out.print(_text(f"{output}: {chosen} on {layers} layers of {base}, room for {model.max_tokens} tokens"))
 
 
 @app.command(
@@ -391,7 +391,7 @@ def predict(
         if file is not None:
             made = labels.label_file(model, file, text_column or [], output)
             if output is not None:
-                out.print(Text(f"{output}: {made:,} rows labelled"))
+                out.print(_text(f"{output}: {made:,} rows labelled"))
             return
         classify = labels.Classifier(model)
         for given in _stdin() if texts == ["-"] else [texts or []]:
@@ -423,10 +423,10 @@ def try_(
     for candidate in candidates:
         if candidate.fault:
             err.print(
-                Text(f"left out: {candidate.name} ({candidate.where}): {candidate.fault}"), soft_wrap=True
+                _text(f"left out: {candidate.name} ({candidate.where}): {candidate.fault}"), soft_wrap=True
             )
     address = "http://{}:{}/".format(*listening.getsockname())
-    out.print(Text(f"{address}  (Ctrl-C ends)"), soft_wrap=True)
+    out.print(_text(f"{address}  (Ctrl-C ends)"), soft_wrap=True)
     if open:
         import webbrowser
 
@@ -455,10 +455,10 @@ def export(
 
     with _interruptible("nothing was written"):
         exported = exporting.export(run, format, output)
-    out.print(Text(f"{exported.folder}: logits within {exported.difference:.1e} of the trained model's"))
+    out.print(_text(f"{exported.folder}: logits within {exported.difference:.1e} of the trained model's"))
     for speed in exported.speed:
         figures = f"{speed.median:.2f} ms a text ({speed.low:.2f} to {speed.high:.2f})"
-        out.print(Text(f"  {speed.tokens} tokens, {speed.what}: {figures}"), soft_wrap=True)
+        out.print(_text(f"  {speed.tokens} tokens, {speed.what}: {figures}"), soft_wrap=True)
 
 
 @app.command(
@@ -496,7 +496,7 @@ def check(spec_file: SpecFile = None, *, flags: dict[str, Any]) -> None:
         f"{prepared.spec.num_train_epochs:g} epochs",
         "done": "yes" if _finished(spec) else "no",
     }.items():
-        table.add_row(Text(name, style="bold"), Text(value))
+        table.add_row(_text(name, style="bold"), _text(value))
     out.print(table)
 
 
@@ -570,7 +570,7 @@ def bench(
         result = benchmark.bench(spec, command_line(sys.argv[1:]))
     render_terminal(result, out)
     for path in benchmark.write(result, output_dir):
-        out.print(Text(str(path)))
+        out.print(_text(str(path)))
 
 
 @app.command(
@@ -604,7 +604,7 @@ def draw(
         drawings.render_terminal(drawing, out)
     else:
         drawings.write_png(drawing, output)
-        out.print(Text(str(output)))
+        out.print(_text(str(output)))
 
 
 @app.command(
@@ -665,7 +665,7 @@ def ls(
     for name in rows[0]:
         table.add_column(name)
     for row in rows:
-        table.add_row(*(Text(value) for value in row.values()))
+        table.add_row(*(_text(value) for value in row.values()))
     out.print(table)
 
 
@@ -674,20 +674,27 @@ def main() -> None:
     try:
         app()
     except BakeoffError as error:
-        err.print(Text(f"error: {' '.join(str(error).split())}"), soft_wrap=True)
+        err.print(_text(f"error: {' '.join(str(error).split())}"), soft_wrap=True)
         raise SystemExit(2) from None
     except BrokenPipeError:  # the reader of our output, such as head, has gone
         raise SystemExit(1) from None
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EIO):
-            err.print(Text(f"error: the output cannot be written ({error.strerror})."), soft_wrap=True)
+            err.print(_text(f"error: the output cannot be written ({error.strerror})."), soft_wrap=True)
             sys.stdout = None  # which would try again at exit
             raise SystemExit(2) from None
         if error.errno != errno.ENAMETOOLONG:
             raise
         start = str(error.filename)[:40]
-        err.print(Text(f"error: the name that begins with {start!r} is too long for a path."), soft_wrap=True)
+        err.print(
+            _text(f"error: the name that begins with {start!r} is too long for a path."), soft_wrap=True
+        )
         raise SystemExit(2) from None
+
+
+def _text(text: str, style: str = "") -> Text:
+    """What is printed as it is: no markup, and no character that would steer the terminal."""
+    return Text("".join(c if c.isprintable() else " " for c in text), style=style)
 
 
 def _spec(spec_file: Path | None, flags: dict[str, Any]) -> RunSpec:
@@ -718,16 +725,16 @@ def _finished(spec: RunSpec) -> bool:
 
 def _say(spec: RunSpec, record: runs.RunRecord, prefix: str = "") -> None:
     if record.status != "ok":
-        err.print(Text(f"{prefix}{record.id}: {record.status}: {record.error}"), soft_wrap=True)
+        err.print(_text(f"{prefix}{record.id}: {record.status}: {record.error}"), soft_wrap=True)
         return
     figures = " ".join(f"{name} {metric.value:.4f}" for name, metric in record.metrics.items())
     cost = record.cost
     seconds = f"trained {cost.train_seconds:.0f} s, evaluated {cost.eval_seconds:.0f} s" if cost else ""
     line = f"{prefix}{spec.task_name} {spec.attention} seed {spec.seed}: {figures} ({seconds})"
-    out.print(Text(line), soft_wrap=True)
+    out.print(_text(line), soft_wrap=True)
     if record.data is not None:
         for part, split in record.data.splits.items():
-            out.print(Text(f"  {part}: {split.rows:,} rows; {_lengths(split)}", style="dim"), soft_wrap=True)
+            out.print(_text(f"  {part}: {split.rows:,} rows; {_lengths(split)}", style="dim"), soft_wrap=True)
 
 
 def _lengths(split: runs.Split) -> str:

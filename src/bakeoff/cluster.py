@@ -16,7 +16,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
-from bakeoff.errors import BakeoffError
+from bakeoff.errors import BakeoffError, one_line
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -117,4 +117,4 @@ def _reach(address: str) -> None:
 
 
 def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
+    return one_line(error)[:200]

@@ -88,14 +88,15 @@ def _key(examples: Examples, tokenizer: Any, max_length: int) -> str:
     """Equal where the token ids are: by texts, labels, everything the tokenizer does, and the length."""
     import tokenizers
 
-    backend = json.loads(tokenizer.backend_tokenizer.to_str())
-    backend["truncation"] = backend["padding"] = None  # what its last call set
+    backend = tokenizer.backend_tokenizer
+    backend.no_truncation()  # what its last call set, and the next sets again
+    backend.no_padding()
     digest = hashlib.sha256()
     for part in (
         examples.texts,
         examples.labels,
         max_length,
-        backend,
+        backend.to_str(),
         tokenizer.model_input_names,
         tokenizer.truncation_side,
         tokenizer.split_special_tokens,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 
@@ -12,6 +13,11 @@ class BakeoffError(Exception):
 
 class BusyError(BakeoffError):
     """Another process is making this very run."""
+
+
+def one_line(error: object) -> str:
+    """What an error says, on one line and without the user and password of an address."""
+    return re.sub(r"(?<=://)[^/\s]*@", "", " ".join(str(error).split()))
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> BakeoffError:

@@ -255,12 +255,16 @@ def _step(checkpoint: Path | None) -> int:
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """The newest whole checkpoint: Trainer writes its state last, so one without was cut off."""
+    """The newest whole checkpoint: Trainer writes its state last, so one without was cut off.
+
+    One without safetensors is none of ours: Trainer would take pickled weights in their place.
+    """
     whole = []
     for path in folder.glob("checkpoint-*"):
         try:
             json.loads((path / "trainer_state.json").read_text())
-            whole.append(path)
+            if (path / WEIGHTS).is_file() and _step(path):
+                whole.append(path)
         except (OSError, ValueError):
             continue
     return max(whole, key=_step, default=None)

@@ -79,8 +79,10 @@ class Prediction:
     truncated: bool
 
     def line(self) -> str:
-        """As a line of JSON."""
-        return json.dumps(dataclasses.asdict(self), ensure_ascii=False) + "\n"
+        """As a line of JSON, which may be shown on a terminal: in ASCII where a label would steer it."""
+        values = dataclasses.asdict(self)
+        line = json.dumps(values, ensure_ascii=False)
+        return (line if line.isprintable() else json.dumps(values)) + "\n"
 
 
 class Classifier:

@@ -157,6 +157,7 @@ def whole(path: Path) -> Iterator[Path]:
     """
     temporary = path.with_name(path.name + ".tmp")
     try:
+        temporary.unlink(missing_ok=True)  # a link there would lead the writing elsewhere
         yield temporary
         temporary.replace(path)
     except OSError as error:
@@ -179,6 +180,7 @@ def write_json(path: Path, values: Any) -> None:
 def save(folder: Path, record: RunRecord) -> None:
     """Write the record; an earlier attempt that did not end well is kept beside it as `run.<n>.json`."""
     path = folder / RECORD
+    refuse_links(folder)
     if path.exists():
         earlier = sum(1 for _ in folder.glob("run.*.json"))
         path.replace(folder / f"run.{earlier + 1}.json")
@@ -213,9 +215,30 @@ def finished(spec: RunSpec) -> RunRecord | None:
     return record if record.status == "ok" and (folder / PREDICTIONS).exists() else None
 
 
+def refuse_links(*paths: Path) -> None:
+    """Raise a `BakeoffError` where a path, or anything below it, is a symbolic link.
+
+    A folder of runs may be a stranger's. What is written and deleted there must not be elsewhere.
+    """
+    for path in paths:
+        below = (Path(at, name) for at, folders, files in os.walk(path) for name in (*folders, *files))
+        for found in (path, *below):
+            if found.is_symlink():
+                raise BakeoffError(
+                    f"{found} is a symbolic link, through which a run would write elsewhere; remove it, or "
+                    "choose another --output-dir."
+                )
+
+
 @contextlib.contextmanager
 def lock(folder: Path) -> Iterator[None]:
-    """Hold a run's folder for this process, until it ends. Raises `BusyError` where another one does."""
+    """Hold a run's folder for this process, until it ends.
+
+    Raises:
+        BusyError: another process holds it.
+        BakeoffError: there is a symbolic link in it.
+    """
+    refuse_links(folder)
     try:
         with FileLock(folder / ".lock", timeout=0):
             yield
@@ -236,7 +259,9 @@ def find(root: Path) -> Iterator[tuple[Path, RunRecord | BakeoffError]]:
 
 def encoded_folder(spec: RunSpec) -> Path:
     """Where a study's runs share their token ids; it may be deleted at any time."""
-    return Path(spec.output_dir) / ".encoded"
+    folder = Path(spec.output_dir) / ".encoded"
+    refuse_links(folder)
+    return folder
 
 
 def output_folder(spec: RunSpec) -> Path:

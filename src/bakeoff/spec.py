@@ -62,7 +62,7 @@ class AttentionSpec:
                     )
                 try:
                     options[key.strip()] = yaml.safe_load(text)
-                except yaml.YAMLError:
+                except (yaml.YAMLError, ValueError, RecursionError):
                     raise BakeoffError(f"attention {value!r}: {text!r} is no value.") from None
         else:
             raise BakeoffError(f"an attention is a name or a mapping, not {value!r}.")
@@ -184,8 +184,11 @@ class RunSpec:
 
     def run_id(self) -> str:
         """The run's folder name: readable first, unique by its digest."""
-        task = "".join(c if c.isalnum() or c in "-_" else "-" for c in self.task_name)
-        return f"{task}-{self.attention.name}-s{self.seed}-{self.digest()[:8]}"
+        task, attention = (
+            "".join(c if c.isalnum() or c in "-_" else "-" for c in name)
+            for name in (self.task_name, self.attention.name)
+        )
+        return f"{task}-{attention}-s{self.seed}-{self.digest()[:8]}"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values only, as written to YAML and JSON."""

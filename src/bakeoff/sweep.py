@@ -23,13 +23,14 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock
 
 from bakeoff import cluster, grid, runs
-from bakeoff.errors import BakeoffError
+from bakeoff.errors import BakeoffError, one_line
 from bakeoff.spec import NOT_IDENTITY, AttentionSpec, RunSpec
 
 if TYPE_CHECKING:
     import optuna
 
 TRIALS, BEST, REPORT, DATABASE = "trials", "best", "sweep.html", "sweep.db"  # below the sweep's folder
+_LOCK = ".study.lock"
 _HEARTBEAT = 30  # seconds; a worker that misses two is taken for dead, and its trial is made again
 _FAILED = "failed"  # a trial's attribute: why its run did not end well
 _ATTENTION = "attention."
@@ -172,6 +173,7 @@ def run(
         BakeoffError: Optuna is not installed, the database cannot be had, or no trial ended well.
         KeyboardInterrupt: the sweep can be started again, and goes on.
     """
+    runs.refuse_links(*(sweep.folder / name for name in (TRIALS, BEST, REPORT, DATABASE, _LOCK)))
     grid.prepare(sweep.trial({name: _end(space, "low") for name, space in sweep.search.items()}))
     study = _study(sweep, storage)
     while (missing := sweep.n_trials - len(_ended(study))) > 0:
@@ -229,7 +231,7 @@ def _study(sweep: SweepSpec, storage: str | None) -> optuna.Study:
     folder = runs.output_folder(sweep.trial({k: _end(v, "low") for k, v in sweep.search.items()})).parent
     url = storage or f"sqlite:///{folder / DATABASE}"
     try:
-        with FileLock(folder / ".study.lock"):  # two workers would make the tables twice
+        with FileLock(folder / _LOCK):  # two workers would make the tables twice
             study = optuna.create_study(
                 study_name=folder.name,
                 storage=optuna.storages.RDBStorage(
@@ -245,11 +247,26 @@ def _study(sweep: SweepSpec, storage: str | None) -> optuna.Study:
             if searched is None:
                 study.set_user_attr(_IDENTITY, sweep.identity())
     except (SQLAlchemyError, optuna.exceptions.StorageInternalError, ImportError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise BakeoffError(f"{url}: not a database for the sweep ({reason}); check --storage.") from None
+        reason = one_line(str(error).replace(url, _shown(url)))
+        raise BakeoffError(
+            f"{_shown(url)}: not a database for the sweep ({reason}); check --storage."
+        ) from None
     if searched not in (None, sweep.identity()):
-        raise BakeoffError(f"{url} holds another sweep named {folder.name}; choose another --output-dir.")
+        raise BakeoffError(
+            f"{_shown(url)} holds another sweep named {folder.name}; choose another --output-dir."
+        )
     return study
+
+
+def _shown(url: str) -> str:
+    """A database URL without its password."""
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import ArgumentError
+
+    try:
+        return make_url(url).render_as_string(hide_password=True)
+    except (ArgumentError, ValueError):
+        return "the URL given"
 
 
 def _judged(

@@ -17,7 +17,7 @@ from bakeoff import checkpoints, env, interrupts, metrics, predict, runs
 from bakeoff.attention import Attention
 from bakeoff.attention.longformer import Window
 from bakeoff.callbacks import Stopped, Watch, history, mean_loss
-from bakeoff.errors import BakeoffError
+from bakeoff.errors import BakeoffError, one_line
 from bakeoff.fine_tuning import fine_tune
 from bakeoff.preparation import Prepared, prepare
 from bakeoff.spec import RunSpec, parse_size
@@ -90,7 +90,7 @@ def _record(
         record = dataclasses.replace(
             record,
             status="oom" if env.is_out_of_memory(error) else "failed",
-            error=f"{type(error).__name__}: {' '.join(str(error).split())}",
+            error=f"{type(error).__name__}: {one_line(error)}",
         )
     record = dataclasses.replace(record, seconds=time.perf_counter() - clock)
     if env.is_first_process():

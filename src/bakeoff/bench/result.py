@@ -13,9 +13,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bakeoff.comparison.text import markdown_escape
+from bakeoff.comparison.text import markdown_escape, plain
 from bakeoff.errors import BakeoffError
-from bakeoff.runs import from_plain
+from bakeoff.runs import from_plain, whole
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -306,9 +306,8 @@ def markdown(result: BenchResult, picture: str | None) -> str:
     """The whole of `bench.md`; `picture` is the file name of the plot beside it, if there is one."""
     settings, environment = result.settings, result.environment
     facts = {
-        "Command": f"`{result.command}`",
         "When": result.created,
-        "Machine": markdown_escape(f"{environment['device']}, threads: {environment['threads']}"),
+        "Machine": f"{environment['device']}, threads: {environment['threads']}",
         "Versions": ", ".join(
             f"{name} {environment[name]}" for name in ("bakeoff", "python", "torch", "transformers")
         ),
@@ -316,18 +315,25 @@ def markdown(result: BenchResult, picture: str | None) -> str:
         "direction is marked unresolved",
         "Plain matrix products": f"{result.gemm_flops_per_second / 1e9:,.1f} GFLOP/s in {settings['dtype']}",
     }
-    parts = ["# Benchmark", "\n".join(f"- {name}: {text}" for name, text in facts.items())]
-    parts += ["## Gate", "\n".join(f"- {markdown_escape(line)}" for line in result.gate)]
+    command = plain(result.command)
+    lines = [f"- Command: {_literal(command) if '`' in command else f'`{command}`'}"]
+    lines += [f"- {name}: {_literal(text)}" for name, text in facts.items()]
+    parts = ["# Benchmark", "\n".join(lines)]
+    parts += ["## Gate", "\n".join(f"- {_literal(line)}" for line in result.gate)]
     for table in tables(result):
-        parts += [f"## {table.title[0].upper()}{table.title[1:]}", _markdown_table(table)]
+        parts += [f"## {_literal(table.title[0].upper() + table.title[1:])}", _markdown_table(table)]
     if picture:
         parts.append(f"![Time and memory against length]({picture})")
     return "\n\n".join(parts) + "\n"
 
 
+def _literal(text: str) -> str:
+    return markdown_escape(plain(text))
+
+
 def _markdown_table(table: Table) -> str:
     lines = [table.columns, tuple("---" for _ in table.columns), *table.rows]
-    return "\n".join(f"| {' | '.join(markdown_escape(cell) for cell in line)} |" for line in lines)
+    return "\n".join(f"| {' | '.join(map(_literal, line))} |" for line in lines)
 
 
 def check_folder(output_dir: Path) -> None:
@@ -348,10 +354,11 @@ def write(result: BenchResult, output_dir: Path) -> list[Path]:
     } | ({"bench.svg": drawn} if drawn else {})
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
-        for name, text in contents.items():
-            (output_dir / name).write_text(text, encoding="utf-8")
     except OSError as error:
         raise BakeoffError(f"cannot write to {output_dir} ({error.strerror}).") from None
+    for name, text in contents.items():
+        with whole(output_dir / name) as temporary:
+            temporary.write_text(text, encoding="utf-8")
     return [output_dir / name for name in contents]
 
 

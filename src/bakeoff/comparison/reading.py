@@ -20,7 +20,10 @@ def read(folder: Path, record: RunRecord | BakeoffError) -> Run | Failure:
         return Failure(plain(folder.name), "?", "?", "unreadable", plain(str(record)))
 
     def failure(status: str, error: str) -> Failure:
-        attention = str(AttentionSpec.parse(record.spec.get("attention") or "?"))
+        try:
+            attention = str(AttentionSpec.parse(record.spec.get("attention") or "?"))
+        except BakeoffError:
+            attention = "?"
         return Failure(*(plain(t) for t in (record.id, _task_name(record), attention, status, error)))
 
     if record.status != "ok":

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from bakeoff.comparison.rows import Comparison, Estimate, Group, Row
-from bakeoff.comparison.text import markdown_escape, p_text, percent
+from bakeoff.comparison.text import markdown_escape, p_text, percent, plain
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -274,7 +274,7 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
         values["f1"] = dataclasses.asdict(row.f1) if row.f1 else None
         values["to_best"] = row.to_best._asdict() if row.to_best else None
         values["seeds"] = [run.seed for run in row.runs]
-        values["run_ids"] = [run.record.id for run in row.runs]
+        values["run_ids"] = [plain(run.record.id) for run in row.runs]
         return values
 
     def group_values(group: Group) -> dict[str, Any]:

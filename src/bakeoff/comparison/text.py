@@ -11,8 +11,12 @@ def percent(share: float) -> str:
 
 
 def p_text(p: float) -> str:
-    """A p-value as read: two digits, and no more than is known."""
-    return "< 0.001" if p < 0.001 else f"{p:.3f}" if p < 0.0995 else f"{p:.2f}"
+    """A p-value as read: two digits, no more than is known, and on its own side of 0.05."""
+    if p < 0.001:
+        return "< 0.001"
+    if 0.0495 <= p < 0.05:
+        return "< 0.05"
+    return f"{p:.3f}" if p < 0.0995 else f"{p:.2f}"
 
 
 def plain(text: str) -> str:

@@ -1,7 +1,8 @@
 """What a comparison means, in plain English: what to choose, how sure that is, and what it costs.
 
 Rules, in one place:
-- two rows are *tied* when the paired test against the best does not tell them apart at 5 %, after Holm;
+- two rows are *tied* when the paired test against the best does not tell them apart at 5 %, after Holm; of
+  their difference is said how large it may be, never that there is none;
 - seconds are compared on one machine only, and ratios under `SAME_SPEED` are called no different;
 - where a mechanism leaves nothing out and compresses nothing, its ties and wins are no finding;
 - a run that learned nothing is named with the likely cause, and never chosen.
@@ -19,7 +20,7 @@ from bakeoff import metrics, stats
 from bakeoff.comparison.rows import Failure, Group, Row, Run
 from bakeoff.comparison.text import p_text, percent
 
-ALPHA = 0.05
+ALPHA = stats.ALPHA
 SAME_SPEED = 1.2  # on shared machines, repeated runs differ by up to about this much
 COLLAPSED = 0.02  # the largest probability stays this close to 1 / classes
 SMALL_GAIN = 0.1  # of the way from the baseline to no error
@@ -50,7 +51,7 @@ def fault(run: Run, baseline: float) -> str | None:
     elif high <= 1 / classes + COLLAPSED and accuracy - baseline < SMALL_GAIN * (1 - baseline):
         sign = f"its probabilities lie within [{low:.2f}, {high:.2f}]"
     elif accuracy <= baseline or stats.mcnemar(run.correct, run.labels == majority) >= ALPHA:
-        sign = "the difference is chance"
+        sign = "the difference may be chance"
     else:
         return None
     usual = f"always answering '{run.data.labels[majority]}'"
@@ -102,7 +103,7 @@ def _standing(group: Group, tied: Sequence[Row], learned: Sequence[Row]) -> str:
         return f"{best.label} is the most accurate: {figure}, ahead of every other ({_p(worst)})."
     others = [row.to_best for row in tied if row.to_best]
     lowest, reach = min(other.p for other in others), max(other.high for other in others)
-    sign = "=" if len(others) == 1 else "≥"
+    sign = "=" if len(others) == 1 or p_text(lowest) == "1.00" else "≥"
     behind = f"the other{'s' * (len(others) > 1)} may be up to {_points(reach)} behind"
     names = _listed([row.label for row in tied])
     return f"{names} are tied (p {sign} {p_text(lowest)}): {best.label} has {figure}, and {behind}."
@@ -119,7 +120,7 @@ def _choice(group: Group, tied: Sequence[Row]) -> list[str]:
         cheap = min(fair, key=seconds, default=usual)
         if _ratio(seconds(usual), seconds(cheap)) >= SAME_SPEED:
             return [
-                f"Choose {cheap.label}: it {_speed(usual, cheap)} than {usual.label}, at no measurable loss."
+                f"Choose {cheap.label}: it {_speed(usual, cheap)} than {usual.label}{_risk(group, cheap)}."
             ]
     which = (
         "none of the tied" if len(own) == len(tied) else "none of the tied that approximates anything here"
@@ -128,9 +129,17 @@ def _choice(group: Group, tied: Sequence[Row]) -> list[str]:
     return [f"Choose {usual.label}: {which} is {cheaper}."]
 
 
+def _risk(group: Group, row: Row) -> str:
+    """What taking `row`, which is tied, may cost in accuracy."""
+    if row.to_best is None:
+        return ", and none is more accurate here"
+    behind, reach = _points(row.to_best.value), _points(row.to_best.high)
+    return f"; it is {behind} behind {group.best.label}, which may be chance, but {reach} cannot be ruled out"
+
+
 def _loser(group: Group, row: Row, difference: stats.Difference) -> str:
     cost = f"{_speed(group.best, row)} and " if group.same_machine else ""
-    span = f"{100 * difference.low:.1f} to {100 * difference.high:.1f}; {_p(difference.p)}"
+    span = f"{100 * difference.low:z.1f} to {100 * difference.high:z.1f}; {_p(difference.p)}"
     return f"{row.label} {cost}loses {_points(difference.value)} ({span}) to {group.best.label}."
 
 
@@ -139,13 +148,15 @@ def _doubts(group: Group, learned: Sequence[Row]) -> list[str]:
     if group.resolvable is not None:
         size, seeds = _points(group.resolvable), min(len(row.runs) for row in learned)
         shown = f"{group.n:,} rows and {seeds} seed{'s' if seeds > 1 else ''}"
-        if group.resolvable > FEW:
-            said.append(f"{shown} are few: differences under about {size} cannot be told from chance.")
-        else:
-            said.append(f"{shown} tell differences of about {size} or more from chance.")
+        few = "are few: they " if group.resolvable > FEW else ""
+        said.append(
+            f"{shown} {few}tell a difference of {size} from chance four times in five, a smaller one less "
+            "often."
+        )
     if any(len(row.runs) == 1 for row in learned):
         said.append(
-            "With one seed, an interval is for the evaluation rows alone; another seed may move it further."
+            "With one seed, intervals and p are for the evaluation rows alone; another seed may move figures "
+            "further."
         )
     if not group.same_machine:
         said.append("The runs differ in device, threads or precision, so their seconds are not compared.")
@@ -214,7 +225,8 @@ def _points(share: float) -> str:
 
 
 def _p(p: float) -> str:
-    return f"p {p_text(p)}" if p < 0.001 else f"p = {p_text(p)}"
+    text = p_text(p)
+    return f"p {text}" if text.startswith("<") else f"p = {text}"
 
 
 def _listed(names: Sequence[str]) -> str:

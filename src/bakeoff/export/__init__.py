@@ -7,6 +7,7 @@ padded on either side, logits must agree, or nothing is left behind.
 from __future__ import annotations
 
 import dataclasses
+import os
 import shutil
 import statistics
 from pathlib import Path
@@ -62,7 +63,7 @@ def export(folder: str | Path, format: str, output: str | Path) -> Exported:
     run, target = Path(folder), Path(output)
     if format not in FORMATS:
         raise unknown("format", format, FORMATS)
-    if target.exists():
+    if os.path.lexists(target):
         raise BakeoffError(f"{target} exists; choose another --output.")
     record = runs.load(run)
     if record.status != "ok":

@@ -226,12 +226,12 @@ def _data(run: Run, format: str) -> ModelCardData:
         for name, metric in run.record.metrics.items()
     ]
     return ModelCardData(
-        model_name=run.record.id,
+        model_name=plain(run.record.id),
         library_name={"safetensors": "bakeoff", "onnx": "onnxruntime", "torch-export": "pytorch"}[format],
         pipeline_tag="text-classification",
         base_model=run.model.base if on_hub else None,
         datasets=hub[1] if hub else None,
-        tags=["bakeoff", run.model.attention, run.model.family],
+        tags=["bakeoff", plain(run.model.attention), plain(run.model.family)],
         metrics=[name for name in run.record.metrics if name != "loss"],
         eval_results=results,
     )

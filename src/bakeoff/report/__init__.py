@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from bakeoff import runs
 from bakeoff.bench.result import read
 from bakeoff.comparison import compare
 from bakeoff.errors import BakeoffError
@@ -40,10 +41,11 @@ def write(root: Path | Sequence[Path], output_dir: Path, bench: Sequence[Path] =
     }
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
-        for name, text in contents.items():
-            (output_dir / name).write_text(text, encoding="utf-8")
     except OSError as error:
         raise BakeoffError(
             f"cannot write to {output_dir} ({error.strerror}); choose another --output-dir."
         ) from None
+    for name, text in contents.items():
+        with runs.whole(output_dir / name) as temporary:
+            temporary.write_text(text, encoding="utf-8")
     return [output_dir / name for name in contents]

@@ -47,7 +47,10 @@ def _reproduction(run: Run) -> Reproduction:
 def _run_file(run: Run) -> str:
     """The fields that decide the result, as YAML; values are JSON: YAML on one line, whatever they hold."""
     fields = {k: v for k, v in run.record.spec.items() if v is not None and k not in NOT_IDENTITY}
-    return "\n".join(f"{plain(key)}: {json.dumps(value)}" for key, value in fields.items())
+    return "\n".join(
+        f"{key if key.isidentifier() else json.dumps(key)}: {json.dumps(value)}"
+        for key, value in fields.items()
+    )
 
 
 def _text(value: object) -> str:

@@ -6,7 +6,7 @@ import dataclasses
 import os
 from pathlib import Path
 
-from bakeoff.errors import BakeoffError
+from bakeoff.errors import BakeoffError, one_line
 from bakeoff.tasks import files
 from bakeoff.tasks.base import Part, Rows, Task
 
@@ -68,7 +68,7 @@ class Hub:
             return Path(hf_hub_download(self.hub_id, file, revision=self.revision, repo_type="dataset"))
         except Exception as error:  # of the HTTP library, which differs between versions of the Hub's client
             columns = ", ".join((*task.text_columns, task.label_column))
-            reason = (str(error).splitlines() or [""])[0]
+            reason = one_line((str(error).splitlines() or [""])[0])
             raise BakeoffError(
                 f"task {task.name!r}: no local mirror is given and the Hugging Face Hub cannot be reached "
                 f"({type(error).__name__}: {reason}); put the data in "
