@@ -112,6 +112,22 @@ def test_runs_that_differ_by_seed_alone_get_students_test(seeds):
     assert (found.low, found.high) == pytest.approx((ends.low, ends.high), rel=0.002)
 
 
+def test_a_single_seed_has_the_spread_and_the_interaction_of_the_others():
+    """Three seeds against one: variances of the difference are those of three, and three times as much."""
+    rng = np.random.default_rng(8)
+    a, b = right(rng, 300, [(0.85, 2.0), (0.8, 2.0)], 3)
+    found = stats.paired_difference(a, b[0])
+    interaction, (seeds, freedom) = stats._seeds(a)
+    d = a.mean(axis=0) - b[0]
+    counted = d @ d / 302 - (d.sum() / 302) ** 2
+    rows = counted / 302 - 4 * interaction + 1 / 302**2
+    assert rows > 1 / 302**2  # or there was nothing to take out of
+    weight = 4 * seeds / (rows + 4 * seeds)
+    normal, few = scipy.stats.norm.ppf(0.975), scipy.stats.t.ppf(0.975, freedom)
+    reach = ((1 - weight) * normal + weight * few) * math.sqrt(rows + 4 * seeds)
+    assert (found.low, found.high) == pytest.approx((d.mean() - reach, d.mean() + reach))
+
+
 def test_one_seed_each_is_mcnemars_test_with_agresti_and_mins_interval():
     rng = np.random.default_rng(3)
     a, b = rng.random(500) < 0.9, rng.random(500) < 0.85

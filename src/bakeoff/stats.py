@@ -97,7 +97,7 @@ def paired_difference(correct_a: ArrayLike, correct_b: ArrayLike, comparisons: i
     """
     from scipy.special import ndtri
 
-    a, b = (np.atleast_2d(np.asarray(x, dtype=float)) for x in (correct_a, correct_b))
+    a, b = (np.atleast_2d(x) for x in (correct_a, correct_b))
     several = [(_seeds(x), len(x)) for x in (a, b) if len(x) > 1]
     interaction = sum(between for (between, _), _ in several)
     seeds = [found for (_, found), _ in several if found]
