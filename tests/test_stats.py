@@ -62,6 +62,17 @@ def test_f1_of_two_classes_has_wilsons_interval_of_hits_among_all_that_concern_l
     assert found == pytest.approx(expected, abs=1e-3)
 
 
+def test_several_seeds_have_wilsons_interval_at_the_rows_that_are_as_uncertain():
+    (y,) = right(np.random.default_rng(2), 300, [(0.85, 2.0)], 3)
+    interaction, seeds = stats._seeds(y)
+    rows = y.mean(axis=0).var() / 300 - interaction
+    assert rows > interaction > 0  # or neither could be seen to be missing
+    mean, z = y.mean(), stats._Error(rows, [seeds]).quantile(0.05)
+    size = mean * (1 - mean) / (rows + seeds[0])
+    expected = proportion_confint(mean * size, size, 2 * scipy.stats.norm.sf(z), method="wilson")
+    assert stats.mean_interval(y) == pytest.approx(expected)
+
+
 def test_all_right_counts_the_rows_it_is_told_to():
     assert stats.mean_interval(np.ones((2, 50))) == stats.mean_interval(np.ones(50))
     assert stats.mean_interval(np.ones(50), 20) == pytest.approx(
@@ -89,8 +100,9 @@ def test_holm_is_statsmodels():
     assert stats.holm([]) == []
 
 
-def test_interaction_and_seeds_are_the_mean_squares_of_an_analysis_of_variance():
-    y = np.random.default_rng(0).random((3, 7)) < 0.6
+@pytest.mark.parametrize("rows", [2, 7])
+def test_interaction_and_seeds_are_the_mean_squares_of_an_analysis_of_variance(rows):
+    y = np.random.default_rng(0).random((3, rows)) < 0.6
     seed, row = np.indices(y.shape)
     table = pandas.DataFrame({"y": y.ravel() * 1.0, "seed": seed.ravel(), "row": row.ravel()})
     found = anova_lm(ols("y ~ C(seed) + C(row)", table).fit())["mean_sq"]

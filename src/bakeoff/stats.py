@@ -55,7 +55,7 @@ def mean_interval(values: ArrayLike, alike: int | None = None) -> Interval:
     classes nearly the indirect one of Lam, Gopal and Qian 2023. A single seed says nothing of how far another
     would be. `alike` is the number of rows to count where all values are equal, n unless given.
     """
-    y = np.atleast_2d(np.asarray(values, dtype=float))
+    y = np.atleast_2d(values)
     interaction, seeds = _seeds(y)
     rows = max(0.0, float(y.mean(axis=0).var()) / y.shape[1] - interaction)
     error = _Error(rows, [seeds] if seeds else [])
