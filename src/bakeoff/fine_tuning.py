@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import gc
@@ -194,7 +195,7 @@ def _convert(
     account = converted / _ACCOUNT
     try:
         return runs.Transfer.from_dict(json.loads(account.read_text())) if account.exists() else None
-    except (OSError, ValueError, BakeoffError) as error:
+    except (OSError, ValueError, RecursionError, BakeoffError) as error:
         shutil.rmtree(folder)  # or the run would fail at this for ever
         raise RuntimeError(
             f"{account} could not be read; the checkpoints were removed, run it again ({error})"
@@ -255,12 +256,13 @@ def _step(checkpoint: Path | None) -> int:
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """The newest whole checkpoint: Trainer writes its state last, so one without was cut off."""
+    """The newest whole checkpoint: Trainer writes its state last, so one without was cut off.
+
+    A state of another step was damaged: it would end the training where it stands.
+    """
     whole = []
     for path in folder.glob("checkpoint-*"):
-        try:
-            json.loads((path / "trainer_state.json").read_text())
-            whole.append(path)
-        except (OSError, ValueError):
-            continue
+        with contextlib.suppress(OSError, ValueError, TypeError, KeyError, RecursionError):
+            if json.loads((path / "trainer_state.json").read_text())["global_step"] == _step(path):
+                whole.append(path)
     return max(whole, key=_step, default=None)
