@@ -211,7 +211,7 @@ def test_faults(tmp_path: Path, fault: str) -> None:
     make, expected = FAULTS[fault]
     path = make(tmp_path)
     message = error(spec(path))
-    for part in (path.name, *expected):
+    for part in (path.name[-100:], *expected):
         assert part in message
 
 

@@ -71,7 +71,7 @@ def plant(folder, names, sentinel, kind="zip"):
         if kind == "zip":
             torch.save(Bomb(sentinel), folder / name)
         else:
-            (folder / name).write_bytes(pickle.dumps(Bomb(sentinel)))
+            (folder / name).write_bytes(pickle.dumps(Bomb(sentinel), protocol=2))
 
 
 def edit_json(path, **values):

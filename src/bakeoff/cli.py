@@ -671,10 +671,13 @@ def ls(
 
 def main() -> None:
     """Run the command line; bad input is one line on stderr and exit code 2."""
+    for stream in (sys.stdout, sys.stderr):  # a folder's name need not be in the terminal's encoding
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         app()
     except BakeoffError as error:
-        err.print(_text(f"error: {' '.join(str(error).split())}"), soft_wrap=True)
+        err.print(_text(f"error: {error}"), soft_wrap=True)
         raise SystemExit(2) from None
     except BrokenPipeError:  # the reader of our output, such as head, has gone
         raise SystemExit(1) from None

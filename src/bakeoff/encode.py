@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bakeoff.errors import BakeoffError
 from bakeoff.runs import Split
 from bakeoff.tasks import Examples
 
@@ -178,5 +179,8 @@ def tokenize(
 def _tokenize(tokenizer: Any, texts: Sequence[tuple[str, ...]], **options: Any) -> dict[str, list[list[int]]]:
     columns = (list(column) for column in zip(*texts, strict=True))
     # Not verbose: that a text is longer than the encoder's positions is for the truncation to cure.
-    encoded = tokenizer(*columns, return_attention_mask=False, verbose=False, **options)
+    try:
+        encoded = tokenizer(*columns, return_attention_mask=False, verbose=False, **options)
+    except Exception as error:  # of a tokenizer whose files say what it cannot do
+        raise BakeoffError(f"the tokenizer cannot take these texts ({error}); save it again.") from error
     return {name: encoded[name] for name in ("input_ids", "token_type_ids") if name in encoded}

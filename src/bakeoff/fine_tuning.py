@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import gc
@@ -194,7 +195,7 @@ def _convert(
     account = converted / _ACCOUNT
     try:
         return runs.Transfer.from_dict(json.loads(account.read_text())) if account.exists() else None
-    except (OSError, ValueError, BakeoffError) as error:
+    except (OSError, ValueError, RecursionError, BakeoffError) as error:
         shutil.rmtree(folder)  # or the run would fail at this for ever
         raise RuntimeError(
             f"{account} could not be read; the checkpoints were removed, run it again ({error})"
@@ -257,14 +258,13 @@ def _step(checkpoint: Path | None) -> int:
 def last_checkpoint(folder: Path) -> Path | None:
     """The newest whole checkpoint: Trainer writes its state last, so one without was cut off.
 
-    One without safetensors is none of ours: Trainer would take pickled weights in their place.
+    One without safetensors is none of ours: Trainer would take pickled weights in their place. A state of
+    another step was damaged: it would end the training where it stands.
     """
     whole = []
     for path in folder.glob("checkpoint-*"):
-        try:
-            json.loads((path / "trainer_state.json").read_text())
-            if (path / WEIGHTS).is_file() and _step(path):
+        with contextlib.suppress(OSError, ValueError, TypeError, KeyError, RecursionError):
+            step = json.loads((path / "trainer_state.json").read_text())["global_step"]
+            if step == _step(path) and step and (path / WEIGHTS).is_file():
                 whole.append(path)
-        except (OSError, ValueError):
-            continue
     return max(whole, key=_step, default=None)

@@ -143,8 +143,15 @@ class Classifier:
             chosen = order[start : start + batch_size]
             batch = {name: [values[row] for row in chosen] for name, values in columns.items()}
             inputs = self.tokenizer.pad(batch, return_tensors="pt").to(self.model.device)
-            with torch.inference_mode():
-                found = self.model(**inputs).logits.float().softmax(-1).tolist()
+            try:
+                with torch.inference_mode():
+                    found = self.model(**inputs).logits.float().softmax(-1).tolist()
+            except Exception as error:  # of a config that its weights fit, and no forward pass does
+                if env.is_out_of_memory(error):
+                    raise
+                raise BakeoffError(
+                    f"the model cannot take these texts ({type(error).__name__}: {error})."
+                ) from error
             for row, shares in zip(chosen, found, strict=True):
                 probabilities[row] = shares
         predictions = []
@@ -266,7 +273,7 @@ def _resume(output: Path, source: Mapping[str, Any]) -> int:
         runs.write_json(beside, source)
         return 0
     found = None
-    with contextlib.suppress(FileNotFoundError, ValueError):
+    with contextlib.suppress(FileNotFoundError, ValueError, RecursionError):
         found = json.loads(beside.read_text(encoding="utf-8"))
     if found != source:
         what = "of another model or of other texts" if found else f"and no {beside.name} says of what it is"

@@ -299,17 +299,17 @@ class Predictions:
     @classmethod
     def load(cls, folder: Path) -> Predictions:
         """The predictions beside a record."""
-        import pyarrow as pa
         import pyarrow.parquet as pq
 
         path = folder / PREDICTIONS
         try:
-            return cls(**pq.read_table(path).to_pydict())
+            with pq.ParquetFile(path, pre_buffer=False) as file:
+                return cls(**file.read(use_threads=False).to_pydict())
         except FileNotFoundError:
             raise BakeoffError(
                 f"{folder} holds no {PREDICTIONS}; run it again to have it compared."
             ) from None
-        except (pa.ArrowException, TypeError, OSError) as error:
+        except Exception as error:  # what pyarrow raises of a damaged file is open-ended
             raise BakeoffError(f"{path}: not readable as predictions ({error}).") from None
 
 
@@ -354,5 +354,7 @@ def from_plain(hint: Any, value: Any, where: str) -> Any:
         except OverflowError:
             raise BakeoffError(f"{where} is too large a number.") from None
     if isinstance(hint, type) and isinstance(value, hint):
+        if isinstance(value, int) and abs(value) >= 2**63:
+            raise BakeoffError(f"{where} is too large a number.")
         return value
     raise BakeoffError(f"{where} has the wrong type: {value!r}.")

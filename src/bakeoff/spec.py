@@ -5,10 +5,13 @@ Names are those of Hugging Face's `TrainingArguments` and `run_glue.py` wherever
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 import hashlib
 import itertools
 import json
+import math
 import re
 import types
 import typing
@@ -52,6 +55,8 @@ class AttentionSpec:
                 raise BakeoffError(f"attention {name}: options is a mapping, not {nested!r}.")
             options.update(nested)
         elif isinstance(value, str):
+            if len(value) > _ATTENTION:  # the pattern below takes the square of it
+                raise BakeoffError(f"an attention of {len(value):,} characters; write up to {_ATTENTION:,}.")
             name, _, rest = value.partition(":")
             options = {}
             for pair in filter(None, re.split(r",(?![^\[]*\])", rest)):  # commas, but not those of a list
@@ -61,8 +66,8 @@ class AttentionSpec:
                         f"attention {value!r}: {pair!r} is not option=value, as in longformer:window=64."
                     )
                 try:
-                    options[key.strip()] = yaml.safe_load(text)
-                except (yaml.YAMLError, ValueError, RecursionError):
+                    options[key.strip()] = _parsed(text)
+                except ValueError:
                     raise BakeoffError(f"attention {value!r}: {text!r} is no value.") from None
         else:
             raise BakeoffError(f"an attention is a name or a mapping, not {value!r}.")
@@ -73,6 +78,9 @@ class AttentionSpec:
                     raise BakeoffError(
                         f"attention {name}: {key} is a number or a list of them, not {option!r}."
                     )
+                _check(item, f"attention {name}: {key}")
+        for text in (name, *options):
+            _check(text, "an attention's name or option")
         return cls(name.strip(), options)
 
     def __str__(self) -> str:
@@ -227,6 +235,10 @@ class GridSpec:
         for name, value in (("tasks", tasks), ("attentions", attentions), ("seeds", seeds)):
             if not isinstance(value, list | tuple) or not value:
                 raise BakeoffError(f"{where}: a grid needs {name!r}, a list with at least one entry.")
+        if not all(isinstance(task, str) for task in tasks):
+            raise BakeoffError(f"{where}: tasks are names, not {tasks!r}.")
+        if (cells := len(tasks) * len(attentions) * len(seeds)) > _CELLS:
+            raise BakeoffError(f"{where}: a grid of {cells:,} runs; it takes up to {_CELLS:,}.")
         if not isinstance(per_task, Mapping) or not all(isinstance(v, Mapping) for v in per_task.values()):
             raise BakeoffError(f"{where}: per_task maps a task's name to run fields.")
         for task in per_task:
@@ -254,18 +266,65 @@ class GridSpec:
 def load_yaml(path: str | Path) -> dict[str, Any]:
     """A mapping from a YAML file, by the safe loader; anything else is an error that names the file."""
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        with Path(path).open(encoding="utf-8") as file:
+            text = file.read(_YAML + 1)
     except FileNotFoundError:
         raise BakeoffError(f"no such file: {path}.") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise BakeoffError(f"{path}: cannot be read as UTF-8 text ({error}).") from None
+    if len(text) > _YAML:
+        raise BakeoffError(f"{path}: a run file has up to {_YAML:,} characters; is it another file?")
     try:
-        values = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        values = _parsed(text)
+    except ValueError as error:
         raise BakeoffError(f"{path}: not valid YAML ({' '.join(str(error).split())}).") from None
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise BakeoffError(f"{path}: a run file is a mapping of fields, such as 'task: sst2'.")
     return values
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader, up to a depth: what it takes for more is the square of it."""
+
+    depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        self.depth += 1
+        if self.depth > _DEPTH:
+            raise ValueError("it is nested too deeply")
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+    def compose_scalar_node(self, anchor: Any) -> yaml.ScalarNode:
+        node = super().compose_scalar_node(anchor)
+        # JSON, which is YAML too, may write a character as the two halves of its surrogate pair.
+        node.value = node.value.encode("utf-16", "surrogatepass").decode("utf-16")
+        return node
+
+
+def _parsed(text: str) -> Any:
+    """The value that YAML text stands for. Raises `ValueError`, and nothing else, where it is none."""
+    try:
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        if _size(node, {}) > _YAML:
+            raise ValueError("its aliases stand for more than a run file may hold")
+        return loader.construct_document(node)
+    except Exception as error:  # a tag that does not fit its value makes PyYAML raise anything
+        raise ValueError(str(error) or type(error).__name__) from None
+
+
+def _size(node: yaml.Node, known: dict[int, float]) -> float:
+    """Nodes, with what is behind an alias as often as it is named; infinite where one holds itself."""
+    if id(node) not in known:
+        known[id(node)] = math.inf  # until it is known: whoever asks before is inside
+        inner = node.value if isinstance(node, yaml.CollectionNode) else ()
+        parts = itertools.chain(*inner) if isinstance(node, yaml.MappingNode) else inner
+        known[id(node)] = 1 + sum(_size(part, known) for part in parts)
+    return known[id(node)]
 
 
 def parse_size(text: str, where: str) -> int:
@@ -293,6 +352,21 @@ _POSITIVE = (
 )
 
 
+_YAML = 100_000  # characters of a run file, and values in it: PyYAML reads about so many a second
+_DEPTH = 20  # levels of a run file
+_ATTENTION = 1_000  # characters of an attention
+_CELLS = 10_000  # runs of a grid
+_NUMBER = 2**63  # numbers stay below, as in every file format
+
+
+def _check(value: Any, where: str) -> None:
+    """Refuse what YAML and JSON can write and no record, file name or step count can be."""
+    if isinstance(value, str) and any(c == "\0" or "\ud800" <= c <= "\udfff" for c in value):
+        raise BakeoffError(f"{where}: {value!r} holds a NUL, or what is not UTF-8; leave it out.")
+    if isinstance(value, int | float) and not abs(value) < _NUMBER:
+        raise BakeoffError(f"{where} must be a number below 2^63, not {value!r}.")
+
+
 def _sha256(path: Path) -> str:
     try:
         with path.open("rb") as file:
@@ -301,8 +375,13 @@ def _sha256(path: Path) -> str:
         raise BakeoffError(f"{path}: cannot be read ({error.strerror}).") from None
 
 
+@functools.cache  # a grid asks for each of its runs
+def _hints() -> dict[str, Any]:
+    return typing.get_type_hints(RunSpec)
+
+
 def _build(cls: type[RunSpec], values: Mapping[str, Any], where: str) -> RunSpec:
-    hints = typing.get_type_hints(cls)
+    hints = _hints()
     for key in values:
         if key not in hints:
             error = unknown("field", str(key), hints)
@@ -323,16 +402,18 @@ def _coerce(value: Any, hint: Any, where: str) -> Any:
             return None
         hint = next(a for a in typing.get_args(hint) if a is not type(None))
         origin = typing.get_origin(hint)
+    for item in value if isinstance(value, list | tuple) else (value,):
+        _check(item, where)
     if origin is tuple:
         if isinstance(value, str):
             return (value,)
         if isinstance(value, list | tuple) and all(isinstance(item, str) for item in value):
             return tuple(value)
     elif hint is float and not isinstance(value, bool):
-        try:
-            return float(value)  # YAML reads 2e-5, without a dot, as text
-        except (TypeError, ValueError):
-            pass
+        with contextlib.suppress(TypeError, ValueError, OverflowError):
+            number = float(value)  # YAML reads 2e-5, without a dot, as text
+            if math.isfinite(number):
+                return number
     elif hint is int and isinstance(value, float) and value.is_integer():
         return int(value)
     elif isinstance(value, hint) and not (hint is int and isinstance(value, bool)):

@@ -76,10 +76,12 @@ class SweepSpec:
         own = {f.name: base.pop(f.name) for f in dataclasses.fields(cls) if f.name in base}
         own.pop("base", None)
         search = own.pop("search", None)
-        if not isinstance(search, Mapping) or not search:
+        if not isinstance(search, Mapping) or not search or not all(isinstance(key, str) for key in search):
             raise BakeoffError(
                 f"{where}: a sweep needs 'search', a mapping of run fields to ranges or choices."
             )
+        if not isinstance(base.get("output_dir") or "", str):
+            raise BakeoffError(f"{where}: output_dir is a folder, not {base['output_dir']!r}.")
         for name in ("n_trials", "held_out_samples", "evaluations"):
             if name in own and (type(own[name]) is not int or own[name] < 1):
                 raise BakeoffError(f"{where}: {name} is a whole number from 1 up, not {own[name]!r}.")
@@ -90,8 +92,11 @@ class SweepSpec:
         if taken := _NOT_SEARCHED & search.keys():
             raise BakeoffError(f"{where}: {min(taken)!r} cannot be searched.")
         sweep = cls(base=base, search={k: _space(k, v, where) for k, v in search.items()}, **own)
-        for end in ("low", "high"):  # what can be checked before the first trial
-            sweep.trial({name: _end(space, end) for name, space in sweep.search.items()}, where)
+        first = {name: _values(space)[0] for name, space in sweep.search.items()}
+        for name, space in sweep.search.items():  # what can be checked before the first trial
+            for value in _values(space):
+                sweep.trial(first | {name: value}, where)
+        sweep.trial({name: _values(space)[-1] for name, space in sweep.search.items()}, where)
         return sweep
 
     @property
@@ -136,7 +141,7 @@ def _space(name: str, value: Any, where: str) -> Range | tuple[Any, ...]:
     if isinstance(value, Mapping) and {"low", "high"} <= value.keys() <= {"low", "high", "log"}:
         try:
             low, high = (v if type(v) is int else float(v) for v in (value["low"], value["high"]))
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             low = high = math.nan
         if low < high and (low > 0 or not value.get("log")):
             return Range(low, high, bool(value.get("log", False)))
@@ -146,10 +151,9 @@ def _space(name: str, value: Any, where: str) -> Range | tuple[Any, ...]:
     )
 
 
-def _end(space: Range | tuple[Any, ...], end: str) -> Any:
-    if isinstance(space, Range):
-        return getattr(space, end)
-    return space[0] if end == "low" else space[-1]
+def _values(space: Range | tuple[Any, ...]) -> tuple[Any, ...]:
+    """The choices, or the ends of the range."""
+    return (space.low, space.high) if isinstance(space, Range) else space
 
 
 def run(
@@ -174,7 +178,7 @@ def run(
         KeyboardInterrupt: the sweep can be started again, and goes on.
     """
     runs.refuse_links(*(sweep.folder / name for name in (TRIALS, BEST, REPORT, DATABASE, _LOCK)))
-    grid.prepare(sweep.trial({name: _end(space, "low") for name, space in sweep.search.items()}))
+    grid.prepare(sweep.trial({name: _values(space)[0] for name, space in sweep.search.items()}))
     study = _study(sweep, storage)
     while (missing := sweep.n_trials - len(_ended(study))) > 0:
         if ray is None:
@@ -228,7 +232,9 @@ def _study(sweep: SweepSpec, storage: str | None) -> optuna.Study:
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # heartbeats have been, for years
-    folder = runs.output_folder(sweep.trial({k: _end(v, "low") for k, v in sweep.search.items()})).parent
+    folder = runs.output_folder(
+        sweep.trial({name: _values(space)[0] for name, space in sweep.search.items()})
+    ).parent
     url = storage or f"sqlite:///{folder / DATABASE}"
     try:
         with FileLock(folder / _LOCK):  # two workers would make the tables twice

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +12,10 @@ from bakeoff import runs
 from bakeoff.comparison.rows import Failure, Run
 from bakeoff.comparison.text import plain
 from bakeoff.errors import BakeoffError
-from bakeoff.runs import Predictions, RunRecord
+from bakeoff.runs import Cost, Data, Model, Predictions, RunRecord
 from bakeoff.spec import AttentionSpec
+
+_MOST = 1e300  # a sum of larger numbers overflows
 
 
 def read(folder: Path, record: RunRecord | BakeoffError) -> Run | Failure:
@@ -19,11 +23,12 @@ def read(folder: Path, record: RunRecord | BakeoffError) -> Run | Failure:
     if isinstance(record, BakeoffError):
         return Failure(plain(folder.name), "?", "?", "unreadable", plain(str(record)))
 
+    try:
+        attention = str(AttentionSpec.parse(record.spec.get("attention") or "?"))
+    except BakeoffError as error:
+        return Failure(plain(folder.name), "?", "?", "unreadable", plain(f"{runs.RECORD}: {error}"))
+
     def failure(status: str, error: str) -> Failure:
-        try:
-            attention = str(AttentionSpec.parse(record.spec.get("attention") or "?"))
-        except BakeoffError:
-            attention = "?"
         return Failure(*(plain(t) for t in (record.id, _task_name(record), attention, status, error)))
 
     if record.status != "ok":
@@ -31,6 +36,8 @@ def read(folder: Path, record: RunRecord | BakeoffError) -> Run | Failure:
     parts = record.data.splits.keys() if record.data else ()
     if record.model is None or record.data is None or record.cost is None or {"train", "eval"} - {*parts}:
         return failure("incomplete", "the record lacks its model, data or cost; run it again")
+    if doubt := _doubt(record, record.model, record.data, record.cost):
+        return failure("unusable", f"{runs.RECORD}: {doubt}; run it again")
     try:
         predictions = Predictions.load(folder)
     except BakeoffError as error:
@@ -40,10 +47,37 @@ def read(folder: Path, record: RunRecord | BakeoffError) -> Run | Failure:
     return Run(record, record.model, record.data, record.cost, predictions)
 
 
+def _doubt(record: RunRecord, model: Model, data: Data, cost: Cost) -> str | None:
+    """What the record says that no run can have done, and no mean, axis or table can take."""
+    if not isinstance(record.spec.get("seed", 0), int):
+        return "its seed is no whole number"
+    costs = {name: value for name, value in dataclasses.asdict(cost).items() if name != "how"}
+    costs["transfer's seconds"] = record.transfer.seconds if record.transfer else 0.0
+    shares = {"share_dense": model.share_dense}
+    for part, split in data.splits.items():
+        shares[f"{part}'s share_truncated"] = split.share_truncated
+        costs |= {
+            f"{part}'s label_counts": count
+            for count in (sum(split.label_counts.values()), *split.label_counts.values())
+        }
+    for figures, most in ((costs, _MOST), (shares, 1.0)):
+        for name, value in figures.items():
+            if not 0 <= value <= most:
+                return f"its {name} is {value}"
+    logged = [value for entry in record.history for value in entry.values()]
+    steps = [entry["step"] for entry in record.history if "step" in entry]
+    if any(_MOST < abs(v) < math.inf for v in logged) or not all(map(math.isfinite, steps)):
+        return "its history has a number that no training logs"
+    return None
+
+
 def _problem(predictions: Predictions, classes: int) -> str | None:
     n = len(predictions.labels)
     if n == 0:
         return "no rows"
+    for kind, name in ((int, "ids"), (int, "labels"), (int, "tokens"), (str, "texts")):
+        if not all(type(value) is kind for value in getattr(predictions, name)):
+            return f"{name} that are not of type {kind.__name__}"
     if any(len(column) != n for column in vars(predictions).values()):
         return "columns of different lengths"
     try:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,9 +53,9 @@ class Run:
         return int(self.record.spec.get("seed", 0))
 
     @property
-    def machine(self) -> tuple[Any, ...]:
+    def machine(self) -> tuple[str, ...]:
         """What must be equal for two runs' seconds to be comparable."""
-        return tuple(self.record.environment.get(key) for key in ("device", "threads", "dtype"))
+        return tuple(str(self.record.environment.get(key)) for key in ("device", "threads", "dtype"))
 
 
 @dataclasses.dataclass(frozen=True)

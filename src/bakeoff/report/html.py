@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import functools
 import hashlib
 from collections.abc import Callable, Sequence
 from importlib import resources
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from bakeoff import metrics
@@ -32,15 +33,6 @@ def page(comparison: Comparison, benches: Sequence[BenchResult] = ()) -> str:
     """The whole of `report.html`, with a section for each task and each benchmark."""
     from plotly.offline import get_plotlyjs
 
-    environment = Environment(
-        loader=PackageLoader("bakeoff.report", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["percent"] = percent
-    environment.filters["plain"] = plain
     plotly, script = get_plotlyjs(), _asset("report.js")
     sections = [_section(group) for group in comparison.groups]
     speeds = [
@@ -53,7 +45,7 @@ def page(comparison: Comparison, benches: Sequence[BenchResult] = ()) -> str:
         for bench in benches
     ]
     days = [run.record.started[:10] for group in comparison.groups for row in group.rows for run in row.runs]
-    return environment.get_template("report.html").render(
+    return _template().render(
         comparison=comparison,
         sections=sections,
         speeds=speeds,
@@ -67,6 +59,20 @@ def page(comparison: Comparison, benches: Sequence[BenchResult] = ()) -> str:
         plotly=Markup(plotly),  # noqa: S704
         script_hashes=[_hash(plotly), _hash(script)],
     )
+
+
+@functools.cache
+def _template() -> Template:
+    environment = Environment(
+        loader=PackageLoader("bakeoff.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["percent"] = percent
+    environment.filters["plain"] = plain
+    return environment.get_template("report.html")
 
 
 def _section(group: Group) -> dict[str, Any]:

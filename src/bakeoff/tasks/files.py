@@ -12,6 +12,7 @@ import hashlib
 import io
 import itertools
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,9 @@ from bakeoff.tasks.base import Part, Rows, Task
 Column = list[str | None]  # None = the file has no value there
 Row = tuple[str | None, ...]
 
+_NAMES = 1_000  # of a jsonl file's columns that an error looks among
 _ROWS, _BUFFER = 1024, 1 << 20  # rows and bytes of a parquet file that are read at a time
+_SMALL = 1 << 26  # bytes of one that may be in memory as a whole
 
 
 def rows(path: Path, columns: Sequence[str]) -> Iterator[Row]:
@@ -124,8 +127,9 @@ def _complete(path: Path, name: str, column: Column) -> list[str]:
 
 def _positions(path: Path, columns: Sequence[str], header: Sequence[str]) -> list[int]:
     """Where the wanted columns are in the header."""
-    if double := sorted({name for name in header if header.count(name) > 1}):
-        raise BakeoffError(f"{path}: more than one column is called {double[0]!r}; rename them.")
+    if len(header) > len({*header}):
+        double = min(name for name, count in Counter(header).items() if count > 1)
+        raise BakeoffError(f"{path}: more than one column is called {double!r}; rename them.")
     for name in columns:
         if name not in header:
             raise BakeoffError(f"{path}: {unknown('column', name, header)}")
@@ -204,10 +208,25 @@ def _read_tsv(path: Path, columns: Sequence[str]) -> Iterator[Row]:
 
 
 def _read_jsonl(path: Path, columns: Sequence[str]) -> Iterator[Row]:
-    """Every row; where lines lack some names, none before each column was there once."""
+    """Every row, once each column was found in one: lines may lack some names."""
     names: dict[str, None] = {}  # in their order
-    held: list[Row] = []
-    complete = False
+    missing = dict.fromkeys(columns)
+    for _, row in _json_rows(path):
+        names |= dict.fromkeys(itertools.islice(row, max(0, _NAMES - len(names))))
+        missing = {name: None for name in missing if name not in row}
+        if not missing:
+            break
+    for name in missing:
+        raise BakeoffError(f"{path}: {unknown('column', name, names)}")
+    for number, row in _json_rows(path):
+        try:
+            yield tuple(_json_text(name, row.get(name)) for name in columns)
+        except ValueError as error:
+            raise BakeoffError(f"{path}: line {number} is not valid: {error}.") from None
+
+
+def _json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The object in every line that is not blank, with the line's number."""
     with _open(path, newline="\n") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
@@ -223,20 +242,13 @@ def _read_jsonl(path: Path, columns: Sequence[str]) -> Iterator[Row]:
                 )
                 if not isinstance(row, dict):
                     raise ValueError('a line is an object, such as {"text": "…", "label": "…"}')
-                held.append(tuple(_json_text(name, row.get(name)) for name in columns))
             except json.JSONDecodeError as error:
                 raise BakeoffError(
                     f"{path}: line {number} is not valid JSON ({error.msg}, character {error.colno})."
                 ) from None
             except (ValueError, RecursionError) as error:
                 raise BakeoffError(f"{path}: line {number} is not valid: {error}.") from None
-            if not complete:
-                names |= dict.fromkeys(row)
-                complete = all(name in names for name in columns)
-            if complete:
-                yield from held
-                held.clear()
-    _positions(path, columns, list(names))
+            yield number, row
 
 
 def _no_json(name: str) -> Any:
@@ -265,8 +277,10 @@ def _read_parquet(path: Path, columns: Sequence[str]) -> Iterator[Row]:
     import pyarrow.parquet as pq
 
     try:
-        # Buffered before, all of a file ends up in memory; threads read ahead.
-        with pq.ParquetFile(path, buffer_size=_BUFFER, pre_buffer=False) as file:
+        # Buffered before, all of a file ends up in memory; threads read ahead. A buffer grows to the size
+        # that a page claims, up to 2 GiB, so a small file is read without one, a column at a time.
+        small = path.stat().st_size <= _SMALL
+        with pq.ParquetFile(path, buffer_size=0 if small else _BUFFER, pre_buffer=False) as file:
             _positions(path, columns, file.schema_arrow.names)
             for batch in file.iter_batches(_ROWS, columns=list(columns), use_threads=False):
                 yield from zip(*(_parquet_text(path, name, batch[name]) for name in columns), strict=True)
