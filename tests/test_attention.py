@@ -748,15 +748,26 @@ def test_what_transfer_may_fit():
     assert fitted == ["key_pooling_E", "value_pooling_E"]
 
 
+@pytest.mark.parametrize("autocast", [False, True])
 @pytest.mark.parametrize("name", MECHANISMS)
-def test_half_precision_beside_a_state_in_single(name):
-    """As under autocast, where the encoder's products are bf16 and parameters stay fp32."""
+def test_half_precision_beside_a_state_in_single(name, autocast):
+    """An encoder's products are bf16, a mechanism's own parameters stay fp32."""
+    if name == "longformer" and not autocast:
+        pytest.skip("its projections are layers, as the encoder's own")
     attention, x, length = make(name, torch.float32), inputs(2, 77), torch.tensor([77, 50])
     wanted = expected(name, make(name, torch.float32).double(), *x, length)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         out = attend(attention, *(t.bfloat16() for t in x), length)
     assert out.dtype == torch.bfloat16
     assert (out.double() - wanted).abs().max() < 0.02 * wanted.abs().max()  # a few roundings to 8 bits
+
+
+@pytest.mark.parametrize("name", sorted(ATTENTIONS))
+def test_a_mechanism_built_by_hand_has_the_same_defaults(name):
+    attention, options = ATTENTIONS[name](Layer(0, H, H, D, E, 64)), options_of(name)
+    assert options.pop("feature_map", "learned") == "learned"
+    assert {key: getattr(attention, key) for key in options} == options
+    assert getattr(attention, "learned", True)
 
 
 @pytest.mark.dense_rule

@@ -166,6 +166,19 @@ def test_only_a_whole_run_that_ended_well_is_finished(spec):
     assert refusal(runs.finished, spec) == f"{folder} holds another run; choose another --output-dir."
 
 
+@pytest.mark.parametrize("at", [".", "deep/folder", "deep/file"])
+def test_links_are_refused_wherever_they_stand(tmp_path, at):
+    plain = tmp_path / "plain"
+    (plain / "deep").mkdir(parents=True)
+    (plain / "deep" / "a").touch()
+    runs.refuse_links(plain, tmp_path / "none")
+    link = tmp_path / "folder" / at
+    link.parent.mkdir(parents=True, exist_ok=True)
+    link.symlink_to(plain / "deep" / "a" if at == "deep/file" else plain)
+    said = f"{link} is a symbolic link, through which a run would write elsewhere; remove it, or "
+    assert refusal(runs.refuse_links, plain, tmp_path / "folder") == f"{said}choose another --output-dir."
+
+
 def test_one_process_at_a_time_makes_a_run(tmp_path):
     said = f"^{re.escape(str(tmp_path))} is being made by another process"
     with runs.lock(tmp_path), pytest.raises(BusyError, match=said), runs.lock(tmp_path):

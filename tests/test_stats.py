@@ -62,6 +62,17 @@ def test_f1_of_two_classes_has_wilsons_interval_of_hits_among_all_that_concern_l
     assert found == pytest.approx(expected, abs=1e-3)
 
 
+def test_several_seeds_have_wilsons_interval_at_the_rows_that_are_as_uncertain():
+    (y,) = right(np.random.default_rng(2), 300, [(0.85, 2.0)], 3)
+    interaction, seeds = stats._seeds(y)
+    rows = y.mean(axis=0).var() / 300 - interaction
+    assert rows > interaction > 0  # or neither could be seen to be missing
+    mean, z = y.mean(), stats._Error(rows, [seeds]).quantile(0.05)
+    size = mean * (1 - mean) / (rows + seeds[0])
+    expected = proportion_confint(mean * size, size, 2 * scipy.stats.norm.sf(z), method="wilson")
+    assert stats.mean_interval(y) == pytest.approx(expected)
+
+
 def test_all_right_counts_the_rows_it_is_told_to():
     assert stats.mean_interval(np.ones((2, 50))) == stats.mean_interval(np.ones(50))
     assert stats.mean_interval(np.ones(50), 20) == pytest.approx(
@@ -89,8 +100,9 @@ def test_holm_is_statsmodels():
     assert stats.holm([]) == []
 
 
-def test_interaction_and_seeds_are_the_mean_squares_of_an_analysis_of_variance():
-    y = np.random.default_rng(0).random((3, 7)) < 0.6
+@pytest.mark.parametrize("rows", [2, 7])
+def test_interaction_and_seeds_are_the_mean_squares_of_an_analysis_of_variance(rows):
+    y = np.random.default_rng(0).random((3, rows)) < 0.6
     seed, row = np.indices(y.shape)
     table = pandas.DataFrame({"y": y.ravel() * 1.0, "seed": seed.ravel(), "row": row.ravel()})
     found = anova_lm(ols("y ~ C(seed) + C(row)", table).fit())["mean_sq"]
@@ -110,6 +122,22 @@ def test_runs_that_differ_by_seed_alone_get_students_test(seeds):
     assert found.p == pytest.approx(expected.pvalue, rel=0.002)  # the half rows leave 2e-5 of an error
     ends = expected.confidence_interval()
     assert (found.low, found.high) == pytest.approx((ends.low, ends.high), rel=0.002)
+
+
+def test_a_single_seed_has_the_spread_and_the_interaction_of_the_others():
+    """Three seeds against one: variances of the difference are those of three, and three times as much."""
+    rng = np.random.default_rng(8)
+    a, b = right(rng, 300, [(0.85, 2.0), (0.8, 2.0)], 3)
+    found = stats.paired_difference(a, b[0])
+    interaction, (seeds, freedom) = stats._seeds(a)
+    d = a.mean(axis=0) - b[0]
+    counted = d @ d / 302 - (d.sum() / 302) ** 2
+    rows = counted / 302 - 4 * interaction + 1 / 302**2
+    assert rows > 1 / 302**2  # or there was nothing to take out of
+    weight = 4 * seeds / (rows + 4 * seeds)
+    normal, few = scipy.stats.norm.ppf(0.975), scipy.stats.t.ppf(0.975, freedom)
+    reach = ((1 - weight) * normal + weight * few) * math.sqrt(rows + 4 * seeds)
+    assert (found.low, found.high) == pytest.approx((d.mean() - reach, d.mean() + reach))
 
 
 def test_one_seed_each_is_mcnemars_test_with_agresti_and_mins_interval():

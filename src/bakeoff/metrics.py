@@ -67,9 +67,9 @@ def f1_of_rows(labels: ArrayLike, predictions: ArrayLike, classes: int) -> Float
     variance is that of F1 (the delta method). A class that neither occurs nor is predicted scores 0, as in
     scikit-learn.
     """
-    counts = confusion(labels, predictions, classes).astype(np.float64)
+    counts = confusion(labels, predictions, classes)
     total = counts.sum(axis=0) + counts.sum(axis=1)
-    per_row = np.divide(1.0, total, out=np.zeros(classes), where=total > 0)
+    per_row = 1 / np.maximum(total, 1)  # a class that concerns no row has no hits either
     scores = 2 * np.diagonal(counts) * per_row
     weights = np.array([0.0, 1.0]) if classes == 2 else np.full(classes, 1 / classes)
     slope = weights * per_row

@@ -55,7 +55,7 @@ def mean_interval(values: ArrayLike, alike: int | None = None) -> Interval:
     classes nearly the indirect one of Lam, Gopal and Qian 2023. A single seed says nothing of how far another
     would be. `alike` is the number of rows to count where all values are equal, n unless given.
     """
-    y = np.atleast_2d(np.asarray(values, dtype=float))
+    y = np.atleast_2d(values)
     interaction, seeds = _seeds(y)
     rows = max(0.0, float(y.mean(axis=0).var()) / y.shape[1] - interaction)
     error = _Error(rows, [seeds] if seeds else [])
@@ -97,7 +97,7 @@ def paired_difference(correct_a: ArrayLike, correct_b: ArrayLike, comparisons: i
     """
     from scipy.special import ndtri
 
-    a, b = (np.atleast_2d(np.asarray(x, dtype=float)) for x in (correct_a, correct_b))
+    a, b = (np.atleast_2d(x) for x in (correct_a, correct_b))
     several = [(_seeds(x), len(x)) for x in (a, b) if len(x) > 1]
     interaction = sum(between for (between, _), _ in several)
     seeds = [found for (_, found), _ in several if found]

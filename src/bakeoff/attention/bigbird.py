@@ -151,8 +151,8 @@ class BigBird(Attention):
         fixed_BIA = torch.cat(
             (torch.stack((first_BI, last.expand(-1, blocks)), -1), window.clamp(0, blocks - 1)), -1
         )
-        counts = torch.ones(B, blocks, 1, dtype=torch.bool, device=device)
-        valid_BIA = torch.cat((counts, (last > 0)[..., None].expand(-1, blocks, 1), in_window), -1)
+        # The first block is the last one too only in rows that are not used.
+        valid_BIA = torch.cat((torch.ones_like(in_window[..., :2]), in_window), -1)
 
         j = i[None, None, :]
         eligible = (j > 0) & (j < last[..., None]) & ((i[:, None] - j).abs() > 1)  # (B, I, J)

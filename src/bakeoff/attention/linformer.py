@@ -150,8 +150,8 @@ class Linformer(Attention):
         if not G:
             return zero_padding(attend(q_BHND, k_BHSD, v_BHSD, bias), length_B)
         real = None if length_B is None else bias_from(real_tokens(length_B, N), q_BHND.dtype)[:, None, None]
-        if bias is not None:
-            bias = F.pad(bias, (G, 0)) if real is None else torch.cat((real.split((G, n), -1)[0], bias), -1)
+        if bias is not None:  # a row with a token to summarise has all of its global ones
+            bias = F.pad(bias, (G, 0))
         (q_global, q_rest), (k_global, _), (v_global, _) = (
             x.split((G, n), 2) for x in (q_BHND, k_BHND, v_BHND)
         )
