@@ -67,7 +67,7 @@ def test_all_right_counts_the_rows_it_is_told_to():
     assert stats.mean_interval(np.ones(50), 20) == pytest.approx(
         proportion_confint(20, 20, method="wilson"), abs=1e-9
     )
-    rounded = stats.mean_interval(np.full((2, 50), 1 - 2**-53))
+    rounded = stats.mean_interval(1 - 2**-53 * (np.arange(50) % 2))
     assert rounded == pytest.approx(stats.mean_interval(np.ones(50)), abs=1e-9)
     same = stats.mean_interval(np.tile([True, False], (2, 25)))
     assert same == pytest.approx(proportion_confint(25, 50, method="wilson"), abs=1e-9)
@@ -89,15 +89,38 @@ def test_holm_is_statsmodels():
     assert stats.holm([]) == []
 
 
-def test_interaction_and_seeds_are_the_mean_squares_of_an_analysis_of_variance():
-    y = np.random.default_rng(0).random((3, 7)) < 0.6
+def mean_squares(y):
+    """Of y (seeds, rows), by statsmodels, over their number: rows, seeds, interaction."""
     seed, row = np.indices(y.shape)
     table = pandas.DataFrame({"y": y.ravel() * 1.0, "seed": seed.ravel(), "row": row.ravel()})
-    found = anova_lm(ols("y ~ C(seed) + C(row)", table).fit())["mean_sq"]
-    interaction, (seeds, freedom) = stats._seeds(y.astype(float))
-    assert interaction == pytest.approx(found["Residual"] / y.size)
-    assert seeds == pytest.approx(found["C(seed)"] / y.size)
-    assert freedom == 2
+    found = anova_lm(ols("y ~ C(row) + C(seed)", table).fit())["mean_sq"]
+    return found.to_numpy() / y.size
+
+
+def test_rows_seeds_and_interaction_are_those_of_an_analysis_of_variance():
+    """Of two-way random effects the variance of the mean is rows + seeds - interaction, in mean squares."""
+    (y, other) = right(np.random.default_rng(0), 60, [(0.7, 5.0)] * 2, 3)
+    rows, seeds, interaction = mean_squares(y)
+    rows *= 59 / 60  # a share's variance is over n
+    normal, few = scipy.stats.norm.isf(0.025), scipy.stats.t.isf(0.025, 2)
+    variance = rows + seeds - interaction
+    z = (normal * (rows - interaction) + few * seeds) / variance
+    size = y.mean() * (1 - y.mean()) / variance
+    ends = np.sort(np.roots([1 + z**2 / size, -2 * y.mean() - z**2 / size, y.mean() ** 2]))
+    assert stats.mean_interval(y) == pytest.approx(ends)
+
+    found = stats.paired_difference(y, other[:1])  # a single seed has the spread and the luck of three
+    d = y.mean(axis=0) - other[0]
+    rows = d @ d / 62 - (d.sum() / 62) ** 2
+    rows = rows / 62 - 4 * interaction + 1 / 62**2
+    z = (normal * rows + few * 4 * seeds) / (rows + 4 * seeds)
+    assert rows > 0.001
+    assert found.high - found.value == pytest.approx(z * math.sqrt(rows + 4 * seeds))
+
+
+def test_a_single_row_of_several_seeds_has_an_interval():
+    low, high = stats.mean_interval([[True], [False]])
+    assert 0 <= low < 0.5 < high <= 1
 
 
 @pytest.mark.parametrize("seeds", [(2, 2), (3, 5), (4, 1), (1, 4)])

@@ -64,7 +64,7 @@ def mean_interval(values: ArrayLike, alike: int | None = None) -> Interval:
     spread = error.variance > 1e-20
     size = mean * (1 - mean) / error.variance if spread else alike or y.shape[1]
     centre = (mean + z**2 / (2 * size)) / (1 + z**2 / size)
-    reach = z / (1 + z**2 / size) * math.sqrt(max(0.0, mean * (1 - mean)) / size + (z / (2 * size)) ** 2)
+    reach = z / (1 + z**2 / size) * math.sqrt(mean * (1 - mean) / size + (z / (2 * size)) ** 2)
     return Interval(max(0.0, centre - reach), min(1.0, centre + reach))
 
 
@@ -79,8 +79,6 @@ def mcnemar(correct_a: ArrayLike, correct_b: ArrayLike) -> float:
 
     a, b = np.asarray(correct_a, dtype=bool), np.asarray(correct_b, dtype=bool)
     fewer, more = sorted((int((a & ~b).sum()), int((b & ~a).sum())))
-    if fewer == more:
-        return 1.0
     less, seen = bdtr(fewer - 1, fewer + more, 0.5) if fewer else 0.0, bdtr(fewer, fewer + more, 0.5)
     return float(less + seen)  # each of two sides: all that is less, and half of what was seen
 
