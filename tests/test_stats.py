@@ -123,7 +123,7 @@ def test_a_single_row_of_several_seeds_has_an_interval():
     assert 0 <= low < 0.5 < high <= 1
 
 
-@pytest.mark.parametrize("seeds", [(2, 2), (3, 5), (4, 1), (1, 4)])
+@pytest.mark.parametrize("seeds", [(2, 2), (5, 2), (3, 5), (4, 1), (1, 4)])
 def test_runs_that_differ_by_seed_alone_get_students_test(seeds):
     """Welch's; with a single seed on one side, which has no spread of its own, the one of equal spreads."""
     rng = np.random.default_rng(5)
@@ -163,13 +163,29 @@ def test_p_and_interval_of_several_seeds_agree(seeds):
         assert back == pytest.approx((-found.value, -found.high, -found.low, found.p, found.smallest))
 
 
-def test_cochran_and_coxs_p_is_that_of_their_quantile():
-    error = stats._Error(1.0, [(0.5, 2)])
+@pytest.mark.parametrize(
+    ("seeds", "freedom"),
+    [([(0.5, 2)], 2), ([(0.25, 1), (0.25, 1)], 2), ([(0.3, 4), (0.2, 1)], 0.25 / 0.0625)],
+)
+def test_few_seeds_get_cochran_and_coxs_quantile_and_its_p(seeds, freedom):
+    error = stats._Error(1.0, seeds)
     for alpha in (0.9, 0.05, 1e-9):
         assert error.p(error.quantile(alpha)) == pytest.approx(alpha)
-        normal, few = scipy.stats.norm.isf(alpha / 2), scipy.stats.t.isf(alpha / 2, 2)
+        normal, few = scipy.stats.norm.isf(alpha / 2), scipy.stats.t.isf(alpha / 2, freedom)
         assert error.quantile(alpha) == pytest.approx((normal + 0.5 * few) / 1.5)
     assert error.p(1e12) == 1e-15
+
+
+def test_seeds_that_hardly_differ_get_the_normal_quantile():
+    error = stats._Error(1.0, [(1e-20, 1), (0.0, 1)])
+    assert error.quantile(0.05) == pytest.approx(scipy.stats.norm.isf(0.025))
+
+
+def test_three_seeds_each_get_satterthwaites_freedom():
+    error = stats._Error(1.0, [(0.5, 2), (0.25, 4)])
+    freedom = 1.75**2 / (0.5**2 / 2 + 0.25**2 / 4)
+    assert error.quantile(0.05) == pytest.approx(scipy.stats.t.isf(0.025, freedom))
+    assert error.p(2.5) == pytest.approx(2 * scipy.stats.t.sf(2.5, freedom))
 
 
 def test_runs_that_agree_everywhere_still_have_an_interval():
@@ -234,7 +250,8 @@ def test_five_in_a_hundred_equals_are_told_apart(spread):
     found = {seeds: count / REPETITIONS for seeds, count in told.items()}
     if spread:
         assert found.pop((1, 1)) > 0.05 + SLACK  # what a single seed cannot know
-    assert found.pop((3, 1)) < 0.05 + SLACK
+    for seeds in ((2, 2), (3, 1)):  # on the safe side
+        assert found.pop(seeds) < 0.05 + SLACK
     for share in found.values():
         assert abs(share - 0.05) < SLACK
 
