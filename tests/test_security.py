@@ -789,7 +789,7 @@ def test_an_address_s_password_is_not_shown(made, tmp_path, monkeypatch):
     def fail(*_, **__):
         raise said
 
-    monkeypatch.setattr(checkpoints.AutoConfig, "from_pretrained", fail)
+    monkeypatch.setattr(checkpoints.PreTrainedConfig, "get_config_dict", fail)
     with pytest.raises(BakeoffError, match=r"to 'https://hub\.example/api', see https://hub\.example/@docs"):
         checkpoints.load_config("some/model")
     monkeypatch.undo()

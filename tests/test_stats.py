@@ -78,7 +78,7 @@ def test_all_right_counts_the_rows_it_is_told_to():
     assert stats.mean_interval(np.ones(50), 20) == pytest.approx(
         proportion_confint(20, 20, method="wilson"), abs=1e-9
     )
-    rounded = stats.mean_interval(np.full((2, 50), 1 - 2**-53))
+    rounded = stats.mean_interval(1 - 2**-53 * (np.arange(50) % 2))
     assert rounded == pytest.approx(stats.mean_interval(np.ones(50)), abs=1e-9)
     same = stats.mean_interval(np.tile([True, False], (2, 25)))
     assert same == pytest.approx(proportion_confint(25, 50, method="wilson"), abs=1e-9)
@@ -100,19 +100,41 @@ def test_holm_is_statsmodels():
     assert stats.holm([]) == []
 
 
-@pytest.mark.parametrize("rows", [2, 7])
-def test_interaction_and_seeds_are_the_mean_squares_of_an_analysis_of_variance(rows):
-    y = np.random.default_rng(0).random((3, rows)) < 0.6
+def mean_squares(y):
+    """Of y (seeds, rows), by statsmodels, over their number: rows, seeds, interaction."""
     seed, row = np.indices(y.shape)
     table = pandas.DataFrame({"y": y.ravel() * 1.0, "seed": seed.ravel(), "row": row.ravel()})
-    found = anova_lm(ols("y ~ C(seed) + C(row)", table).fit())["mean_sq"]
-    interaction, (seeds, freedom) = stats._seeds(y.astype(float))
-    assert interaction == pytest.approx(found["Residual"] / y.size)
-    assert seeds == pytest.approx(found["C(seed)"] / y.size)
-    assert freedom == 2
+    found = anova_lm(ols("y ~ C(row) + C(seed)", table).fit())["mean_sq"]
+    return found.to_numpy() / y.size
 
 
-@pytest.mark.parametrize("seeds", [(2, 2), (3, 5), (4, 1), (1, 4)])
+def test_rows_seeds_and_interaction_are_those_of_an_analysis_of_variance():
+    """Of two-way random effects the variance of the mean is rows + seeds - interaction, in mean squares."""
+    (y, other) = right(np.random.default_rng(0), 60, [(0.7, 5.0)] * 2, 3)
+    rows, seeds, interaction = mean_squares(y)
+    rows *= 59 / 60  # a share's variance is over n
+    normal, few = scipy.stats.norm.isf(0.025), scipy.stats.t.isf(0.025, 2)
+    variance = rows + seeds - interaction
+    z = (normal * (rows - interaction) + few * seeds) / variance
+    size = y.mean() * (1 - y.mean()) / variance
+    ends = np.sort(np.roots([1 + z**2 / size, -2 * y.mean() - z**2 / size, y.mean() ** 2]))
+    assert stats.mean_interval(y) == pytest.approx(ends)
+
+    found = stats.paired_difference(y, other[:1])  # a single seed has the spread and the luck of three
+    d = y.mean(axis=0) - other[0]
+    rows = d @ d / 62 - (d.sum() / 62) ** 2
+    rows = rows / 62 - 4 * interaction + 1 / 62**2
+    z = (normal * rows + few * 4 * seeds) / (rows + 4 * seeds)
+    assert rows > 0.001
+    assert found.high - found.value == pytest.approx(z * math.sqrt(rows + 4 * seeds))
+
+
+def test_a_single_row_of_several_seeds_has_an_interval():
+    low, high = stats.mean_interval([[True], [False]])
+    assert 0 <= low < 0.5 < high <= 1
+
+
+@pytest.mark.parametrize("seeds", [(2, 2), (5, 2), (3, 5), (4, 1), (1, 4)])
 def test_runs_that_differ_by_seed_alone_get_students_test(seeds):
     """Welch's; with a single seed on one side, which has no spread of its own, the one of equal spreads."""
     rng = np.random.default_rng(5)
@@ -168,13 +190,29 @@ def test_p_and_interval_of_several_seeds_agree(seeds):
         assert back == pytest.approx((-found.value, -found.high, -found.low, found.p, found.smallest))
 
 
-def test_cochran_and_coxs_p_is_that_of_their_quantile():
-    error = stats._Error(1.0, [(0.5, 2)])
+@pytest.mark.parametrize(
+    ("seeds", "freedom"),
+    [([(0.5, 2)], 2), ([(0.25, 1), (0.25, 1)], 2), ([(0.3, 4), (0.2, 1)], 0.25 / 0.0625)],
+)
+def test_few_seeds_get_cochran_and_coxs_quantile_and_its_p(seeds, freedom):
+    error = stats._Error(1.0, seeds)
     for alpha in (0.9, 0.05, 1e-9):
         assert error.p(error.quantile(alpha)) == pytest.approx(alpha)
-        normal, few = scipy.stats.norm.isf(alpha / 2), scipy.stats.t.isf(alpha / 2, 2)
+        normal, few = scipy.stats.norm.isf(alpha / 2), scipy.stats.t.isf(alpha / 2, freedom)
         assert error.quantile(alpha) == pytest.approx((normal + 0.5 * few) / 1.5)
     assert error.p(1e12) == 1e-15
+
+
+def test_seeds_that_hardly_differ_get_the_normal_quantile():
+    error = stats._Error(1.0, [(1e-20, 1), (0.0, 1)])
+    assert error.quantile(0.05) == pytest.approx(scipy.stats.norm.isf(0.025))
+
+
+def test_three_seeds_each_get_satterthwaites_freedom():
+    error = stats._Error(1.0, [(0.5, 2), (0.25, 4)])
+    freedom = 1.75**2 / (0.5**2 / 2 + 0.25**2 / 4)
+    assert error.quantile(0.05) == pytest.approx(scipy.stats.t.isf(0.025, freedom))
+    assert error.p(2.5) == pytest.approx(2 * scipy.stats.t.sf(2.5, freedom))
 
 
 def test_runs_that_agree_everywhere_still_have_an_interval():
@@ -239,7 +277,8 @@ def test_five_in_a_hundred_equals_are_told_apart(spread):
     found = {seeds: count / REPETITIONS for seeds, count in told.items()}
     if spread:
         assert found.pop((1, 1)) > 0.05 + SLACK  # what a single seed cannot know
-    assert found.pop((3, 1)) < 0.05 + SLACK
+    for seeds in ((2, 2), (3, 1)):  # on the safe side
+        assert found.pop(seeds) < 0.05 + SLACK
     for share in found.values():
         assert abs(share - 0.05) < SLACK
 

@@ -64,7 +64,7 @@ def mean_interval(values: ArrayLike, alike: int | None = None) -> Interval:
     spread = error.variance > 1e-20
     size = mean * (1 - mean) / error.variance if spread else alike or y.shape[1]
     centre = (mean + z**2 / (2 * size)) / (1 + z**2 / size)
-    reach = z / (1 + z**2 / size) * math.sqrt(max(0.0, mean * (1 - mean)) / size + (z / (2 * size)) ** 2)
+    reach = z / (1 + z**2 / size) * math.sqrt(mean * (1 - mean) / size + (z / (2 * size)) ** 2)
     return Interval(max(0.0, centre - reach), min(1.0, centre + reach))
 
 
@@ -79,8 +79,6 @@ def mcnemar(correct_a: ArrayLike, correct_b: ArrayLike) -> float:
 
     a, b = np.asarray(correct_a, dtype=bool), np.asarray(correct_b, dtype=bool)
     fewer, more = sorted((int((a & ~b).sum()), int((b & ~a).sum())))
-    if fewer == more:
-        return 1.0
     less, seen = bdtr(fewer - 1, fewer + more, 0.5) if fewer else 0.0, bdtr(fewer, fewer + more, 0.5)
     return float(less + seen)  # each of two sides: all that is less, and half of what was seen
 
@@ -149,31 +147,35 @@ class _Error(NamedTuple):
     def quantile(self, alpha: float) -> float:
         """How many standard errors either way hold all but `alpha`.
 
-        One variance of seeds beside the rows': the mean of the normal and Student's quantile, weighted by the
-        variances (Cochran and Cox 1950), as Satterthwaite's freedom covers too little with two seeds. Two
-        variances of seeds, where that mean covers far too much: Welch-Satterthwaite.
+        Welch-Satterthwaite where two mechanisms have three seeds or more; it holds too few where a single
+        spread, or one of two seeds, stands beside the rows' error. There it is the mean of the normal and
+        Student's quantile, weighted by the variances (Cochran and Cox 1950), which errs on the safe side.
         """
         from scipy.special import stdtrit
 
-        if len(self.seeds) == 1:
-            ((variance, freedom),) = self.seeds
-            weight = variance / self.variance if self.variance else 0.0
-            normal, few = -stdtrit([math.inf, freedom], alpha / 2)
-            return float((1 - weight) * normal + weight * few)
-        return float(-stdtrit(self._freedom, alpha / 2))
+        if self._welch:
+            return float(-stdtrit(self._freedom(self.variance), alpha / 2))
+        seeds = sum(variance for variance, _ in self.seeds)  # not by difference, which rounds to 0
+        weight = seeds / self.variance if self.variance else 0.0
+        normal, few = -stdtrit([math.inf, self._freedom(seeds)], alpha / 2)
+        return float((1 - weight) * normal + weight * few)
 
     def p(self, ratio: float) -> float:
         """The `alpha` whose quantile is `ratio`; 1e-15 where it is less and has to be searched for."""
         from scipy.optimize import brentq
         from scipy.special import stdtr
 
-        if len(self.seeds) == 1:
-            if ratio >= self.quantile(1e-15):
-                return 1e-15
-            return math.exp(brentq(lambda log: self.quantile(math.exp(log)) - ratio, math.log(1e-15), 0.0))
-        return float(2 * stdtr(self._freedom, -ratio))
+        if self._welch:
+            return float(2 * stdtr(self._freedom(self.variance), -ratio))
+        if ratio >= self.quantile(1e-15):
+            return 1e-15
+        return math.exp(brentq(lambda log: self.quantile(math.exp(log)) - ratio, math.log(1e-15), 0.0))
 
     @property
-    def _freedom(self) -> float:
+    def _welch(self) -> bool:
+        return len(self.seeds) == 2 and min(freedom for _, freedom in self.seeds) > 1
+
+    def _freedom(self, variance: float) -> float:
+        """Of a variance that is the seeds' and one that is known (Satterthwaite)."""
         doubt = sum(variance**2 / freedom for variance, freedom in self.seeds)
-        return self.variance**2 / doubt if doubt else math.inf
+        return variance**2 / doubt if doubt else math.inf
