@@ -91,6 +91,23 @@ def test_same_seed_same_result_other_seed_another(shared, tmp_path, done):
     assert other.history != record.history
 
 
+def test_a_run_repeated_is_the_same_bit_for_bit(shared, tmp_path):
+    """In one process, and as a grid's cell in its own; with dropout, every stage, and evaluations."""
+    spec = tiny.spec(
+        shared, attention=OPTIONS["performer"], recipe="late", attention_dropout=0.1, num_train_epochs=1,
+        eval_steps=6,
+    )  # fmt: skip
+    first, again, cell = (dataclasses.replace(spec, output_dir=str(tmp_path / name)) for name in "abc")
+    records = [train.run(first, progress=False), train.run(again, progress=False)]
+    records += [record for _, record in grid.run([cell], progress=False)]
+    figures = [(r.metrics, r.train_loss, r.history, r.transfer and r.transfer.history) for r in records]
+    assert figures[0][3]
+    assert figures[0] == figures[1] == figures[2]
+    for file in (runs.PREDICTIONS, f"{runs.MODEL}/model.safetensors"):
+        contents = {(tmp_path / name / spec.run_id() / file).read_bytes() for name in "abc"}
+        assert len(contents) == 1, file
+
+
 @pytest.mark.parametrize(
     ("attention", "recipe", "at"),
     [("dense", "plain", 23), ("performer", "transfer", 23), ("performer", "late", 13)]
