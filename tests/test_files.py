@@ -1,7 +1,13 @@
-"""The user's own files: what is read as it stands, and the one line that each fault gives."""
+"""The user's own files: what is read as it stands, and the one line that each fault gives.
+
+`BAKEOFF_LARGE=2 pytest -s tests/test_files.py -k bounded` reads files of 2 GB and prints what that took.
+"""
 
 import csv
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -241,3 +247,47 @@ def test_many_labels_are_not_all_listed(tmp_path: Path) -> None:
 def test_columns_that_make_no_task(tmp_path: Path, columns: tuple[str, ...]) -> None:
     path = write(tmp_path / "a.csv", [("x", "a"), ("y", "b")])
     assert "column" in error(spec(path, text_columns=columns))
+
+
+LARGE = float(os.environ.get("BAKEOFF_LARGE", "0.1"))  # GB
+READ = """
+import sys, time
+from pathlib import Path
+import pyarrow.parquet
+from bakeoff.tasks import files
+
+def memory(field):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 1024
+
+before, clock = memory("VmRSS"), time.perf_counter()
+rows = sum(1 for _ in files.rows(Path(sys.argv[1]), ("text", "label")))
+print(rows, time.perf_counter() - clock, memory("VmHWM") - before)
+"""
+
+
+@pytest.mark.parametrize("suffix", READERS)
+def test_a_file_of_any_size_is_read_in_bounded_memory(tmp_path: Path, suffix: str) -> None:
+    block = [(f"{n} naïve 文字, " * 100, str(n % 2)) for n in range(10_000)]  # of about 20 MB
+    part = write(tmp_path / f"part{suffix}", block)
+    path = tmp_path / f"large{suffix}"
+    if suffix == ".parquet":
+        table = pq.read_table(part)
+        with pq.ParquetWriter(path, table.schema, compression="none", use_dictionary=False) as file:
+            table = pa.concat_tables([table] * 4)
+            blocks = 0
+            while path.stat().st_size < LARGE * 1e9:
+                file.write_table(table, row_group_size=len(table))
+                blocks += 4
+    else:
+        head, body = part.read_bytes().split(b"\n", 1) if suffix != ".jsonl" else (b"", part.read_bytes())
+        blocks = round(LARGE * 1e9 / len(body)) + 1
+        with path.open("wb") as file:
+            file.write(head + b"\n")
+            file.writelines(body for _ in range(blocks))
+    done = subprocess.run([sys.executable, "-c", READ, path], capture_output=True, text=True, check=True)
+    rows, seconds, megabytes = map(float, done.stdout.split())
+    print(f"{suffix}: {path.stat().st_size:,} bytes, {rows:,.0f} rows, {seconds:.0f} s, {megabytes:.0f} MiB")
+    path.unlink()
+    assert rows == blocks * len(block)
+    assert megabytes < 100

@@ -22,7 +22,8 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bakeoff import runs
+import fixture_runs
+from bakeoff import fine_tuning, runs
 from bakeoff.errors import BakeoffError, unknown
 from bakeoff.spec import RunSpec, load_yaml
 from bakeoff.tasks import files
@@ -48,8 +49,8 @@ SLOW = {
 #: What breaks readers: of csv, JSON, YAML and parquet, of Unicode, and of numbers.
 PIECES = [
     *b"\0 --- \xff \xc3 \xed\xa0\x80 \xef\xbb\xbf \xff\xfe \x85 \" \"\" ' , : { } [ ]".split(b" "),
-    *b"&a *a <<: | ? # ~ \\ud800 null true .nan NaN Infinity 1e999 -1 0 0x_ 1:60 2001-99-99".split(b" "),
-    *b"PAR1 \x7f\xff\xff\xff".split(b" "),
+    *b"&a *a <<: | ? # ~ \\ud800 null true .nan NaN Infinity 1e999 -1 0".split(b" "),
+    *b"0x_ 1:60 2001-99-99 PAR1 \x7f\xff\xff\xff".split(b" "),
     b"\n", b"\r", b"\r\n", b"\t", b": ", b"- ", b"!!timestamp ", b"!!bool x", b"!!int ''", b"!!set ",
     b"!!python/object:os.system ", b"0001-01-01 00:00:00 +23:59", b"%YAML 9.9\n", b"...\n",
     "\x85\u2028\u2029".encode(), "\u202e\u2066".encode(), "👩‍🚀é".encode(),
@@ -380,3 +381,28 @@ def test_the_command_line_says_it_in_one_line(prepared, tmp_path, call, name):
         assert (code, out) == (2, ""), (out, err)
         assert err.startswith("error: ")
         assert err.removesuffix("\n").isprintable(), err
+
+
+def test_names_that_are_not_utf_8(tmp_path, call):
+    """A folder may be called so and is shown with an escape; what goes into a record may not."""
+    fixture_runs.write_run(tmp_path / "runs", "dense", rows=40)
+    code, out, err = call("report", tmp_path / "runs", "--output-dir", tmp_path / "\udcff")
+    assert (code, err) == (0, "")
+    assert r"\udcff/report.html" in out
+    columns = ("--text-column", "text", "--label-column", "label")
+    code, out, err = call("check", "--train", tmp_path / "\udcff.csv", "--eval", "b.csv", *columns)
+    assert (code, out) == (2, "")
+    assert "train_file" in err
+    assert "not UTF-8" in err
+
+
+def test_a_checkpoint_of_another_step_is_none(tmp_path):
+    """A damaged state would end the training where it stands, and the run with it."""
+    for step, found in ((10, 10), (20, 20), (30, 300), (40, "40"), (50, None)):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(
+            json.dumps({"global_step": found})
+        )
+    (tmp_path / "checkpoint-last").mkdir()
+    (tmp_path / "checkpoint-last" / "trainer_state.json").write_text('{"global_step": 99}')
+    assert fine_tuning.last_checkpoint(tmp_path) == tmp_path / "checkpoint-20"
