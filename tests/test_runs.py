@@ -264,14 +264,14 @@ def test_plain_values_become_what_is_asked_for():
     plain = {
         "inner": {"size": 2},
         "kind": "b",
-        "count": 3,
+        "count": 2**63 - 1,
         "shares": {"x": 1},
         "many": [{"size": 0.5}],
         "free": [1, {"a": None}],
         "on": True,
     }
     read = runs.from_plain(Outer, plain, "it")
-    assert read == Outer(Inner(2.0), "b", 3, {"x": 1.0}, (Inner(0.5),), [1, {"a": None}], True)
+    assert read == Outer(Inner(2.0), "b", 2**63 - 1, {"x": 1.0}, (Inner(0.5),), [1, {"a": None}], True)
     assert type(read.inner.size) is type(read.shares["x"]) is float
     assert runs.from_plain(Outer, {"inner": {"size": 1.0}, "count": None}, "it") == Outer(Inner(1.0))
 
@@ -288,6 +288,8 @@ def test_plain_values_become_what_is_asked_for():
         ({"inner": {"size": 10**400}}, "it.inner.size is too large a number."),
         ({"inner": {"size": 1}, "kind": "c"}, "it.kind must be one of a, b, not 'c'."),
         ({"inner": {"size": 1}, "count": 0.5}, "it.count has the wrong type: 0.5."),
+        ({"inner": {"size": 1}, "count": 2**63}, "it.count is too large a number."),
+        ({"inner": {"size": 1}, "count": -(2**63)}, "it.count is too large a number."),
         ({"inner": {"size": 1}, "shares": {"x": None}}, "it.shares.x has the wrong type: None."),
         ({"inner": {"size": 1}, "shares": [1]}, "it.shares has the wrong type: [1]."),
         ({"inner": {"size": 1}, "many": [{"size": None}]}, "it.many.size has the wrong type: None."),
