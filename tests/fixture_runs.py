@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from bakeoff import metrics, runs
-from bakeoff.bench import result
+from bakeoff.bench import result, tables
 from bakeoff.spec import AttentionSpec, RunSpec
 
 LABELS = ("negative", "positive")
@@ -196,4 +196,4 @@ def write_bench(
         ratios=result.ratios(rows),
         crossovers=result.crossovers(rows),
     )
-    return result.write(found, folder)[0]
+    return tables.write(found, folder)[0]

@@ -37,7 +37,7 @@ with traced:
     import tiny
     from bakeoff import checkpoints, comparison, fine_tuning, predict, report, runs
     from bakeoff.attention import resolve_options
-    from bakeoff.bench import result
+    from bakeoff.bench import result, tables
     from bakeoff.errors import BakeoffError
     from bakeoff.spec import AttentionSpec, GridSpec, RunSpec, load_yaml
     from bakeoff.sweep import SweepSpec
@@ -160,7 +160,7 @@ def _benches(folder: Path) -> list[bytes]:
 
 def _read_bench(folder: Path) -> None:
     found = result.read(folder / "bench" / result.BENCH)
-    result.render_terminal(found, Console(file=io.StringIO()))
+    tables.render_terminal(found, Console(file=io.StringIO()))
     report.page(comparison.compare(folder / "runs"), [found]).encode()
 
 

@@ -43,7 +43,7 @@ def test_fast_code_never_imports_the_reference():
 
 TORCHLESS = [
     *(ROOT / f"{name}.py" for name in ("stats", "runs", "metrics", "spec")),
-    *(ROOT / "bench" / f"{name}.py" for name in ("spec", "result", "picture")),
+    *(ROOT / "bench" / f"{name}.py" for name in ("spec", "result", "picture", "tables")),
     ROOT / "export" / "card.py",
     *(path for package in ("comparison", "report") for path in sorted((ROOT / package).glob("*.py"))),
 ]

@@ -253,7 +253,7 @@ def test_the_picture_escapes_names():
 def test_results_are_read_and_drawn_without_torch():
     code = (
         "import sys; from bakeoff.bench import BenchSpec, write; from bakeoff.bench.picture import picture;"
-        "from bakeoff.bench.result import tables; assert not {'torch', 'transformers'} & sys.modules.keys()"
+        "from bakeoff.bench.tables import tables; assert not {'torch', 'transformers'} & sys.modules.keys()"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 

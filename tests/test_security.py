@@ -33,7 +33,7 @@ import fixture_runs
 import tiny
 from bakeoff import checkpoints, encode, env, grid, playground, predict, report, runs, train
 from bakeoff import sweep as sweeps
-from bakeoff.bench import result
+from bakeoff.bench import result, tables
 from bakeoff.errors import BakeoffError
 from bakeoff.export import card
 from bakeoff.playground import server
@@ -538,7 +538,7 @@ def test_reports_replace_links_and_do_not_follow_them(tmp_path, victim):
         (out / name).symlink_to(victim / "file")
     files = report.write(tmp_path / "runs", out)
     benchmark = result.read(fixture_runs.write_bench(tmp_path / "bench"))
-    for path in (*files, *result.write(benchmark, out)):
+    for path in (*files, *tables.write(benchmark, out)):
         assert path.is_file()
         assert not path.is_symlink()
 
@@ -608,7 +608,7 @@ def test_markdown_and_pictures_run_nothing_in_a_browser(browser, tmp_path):
 
     every = hostile_runs(tmp_path)
     benchmark = result.read(tmp_path / "bench")
-    files = [*report.write(tmp_path / "runs", tmp_path / "out"), *result.write(benchmark, tmp_path / "out")]
+    files = [*report.write(tmp_path / "runs", tmp_path / "out"), *tables.write(benchmark, tmp_path / "out")]
     card.write(
         tmp_path / "out" / "README.md", tmp_path / "runs" / "run0", "onnx",
         columns=1, difference=0.0, speed=[], note=every, environment={"device": every, "threads": 1},

@@ -543,7 +543,8 @@ def bench(
 ) -> None:
     """Time mechanisms against the implementations people would otherwise use, once they are held equal."""
     from bakeoff import bench as benchmark
-    from bakeoff.bench.result import check_folder, command_line, render_terminal
+    from bakeoff.bench.result import command_line
+    from bakeoff.bench.tables import check_folder, render_terminal
 
     spec = benchmark.BenchSpec(
         level=level,

@@ -8,8 +8,9 @@ from __future__ import annotations
 import datetime
 import importlib.metadata
 
-from bakeoff.bench.result import BenchResult, write
+from bakeoff.bench.result import BenchResult
 from bakeoff.bench.spec import BenchSpec
+from bakeoff.bench.tables import write
 from bakeoff.errors import BakeoffError
 
 __all__ = ["BenchResult", "BenchSpec", "bench", "write"]

@@ -19,7 +19,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from bakeoff import metrics
-from bakeoff.bench.result import BenchResult, tables
+from bakeoff.bench.result import BenchResult
+from bakeoff.bench.tables import tables
 from bakeoff.comparison import COLUMNS, Comparison, Group, Row, Run, columns, finite
 from bakeoff.comparison.text import percent, plain
 from bakeoff.report.plots import Figure, figures, speed, styles, subjects
