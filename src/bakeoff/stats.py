@@ -72,7 +72,7 @@ def mcnemar(correct_a: ArrayLike, correct_b: ArrayLike) -> float:
     """McNemar's mid-p: of the rows only one of the two got right, did one get more than half?
 
     The exact test counts all of the probability of what was seen, the mid-p half of it: with the few rows on
-    which two good models differ, the exact test rejects 2 to 4 % of equals instead of 5 % (Fagerland,
+    which two good models differ, the exact test rejects 2 to 5 % of equals instead of 5 % (Fagerland,
     Lydersen and Laake 2013).
     """
     from scipy.special import bdtr
