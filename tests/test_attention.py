@@ -693,6 +693,10 @@ def test_a_pattern_is_dense_up_to_a_length(name, longest):
     assert [make(name).covers(n) for n in (longest - 1, longest, longest + 1)] == [True, True, False]
 
 
+def test_dense_attention_is_dense_at_any_length():
+    assert make("dense").covers(1_000_000)
+
+
 def test_linformer_projects_later_where_that_saves_work():
     assert [make("linformer alone").projects_later(n) for n in (7, 8, 9)] == [False, False, True]
     assert not make("linformer").projects_later(100)
@@ -830,3 +834,20 @@ def test_performer_s_portions_hold_a_chunk_of_features(monkeypatch):
     assert attention._portions(torch.empty(9, H, 30, D, device="meta")) == (None, None)
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     assert attention._portions(torch.empty(9, H, 30, D)) == (None, None)
+
+
+def test_a_gpu_alone_takes_the_fused_exponential(monkeypatch):
+    from bakeoff.attention import performer
+
+    class OnGPU(torch.Tensor):
+        is_cuda = True
+
+    calls = []
+    monkeypatch.setattr(performer, "_fused", lambda: lambda *of: calls.append(of) or "fused")
+    x, dims = torch.tensor([[1.0, 3.0]]), (-1,)
+    assert performer._exponential(x.clone(), dims)[1].item() == 3.0
+    assert not calls
+    assert performer._exponential(there := x.as_subclass(OnGPU), dims) == "fused"
+    assert calls == [(there, dims)]
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    assert performer._exponential(there, dims)[1].item() == 3.0
