@@ -530,6 +530,17 @@ def test_a_memory_limit_is_kept_and_lifted():
     torch.empty(1 << 30, dtype=torch.uint8)
 
 
+def test_weights_that_do_not_fit_into_memory_are_not_called_unreadable(shared, tmp_path, monkeypatch):
+    said = "unable to mmap 90868376 bytes from file <model.safetensors>: Cannot allocate memory (12)"
+
+    def fail(*args, **kwargs):
+        raise RuntimeError(said)
+
+    monkeypatch.setattr(train.checkpoints.AutoModelForSequenceClassification, "from_pretrained", fail)
+    record = train.run(tiny.spec(shared, output_dir=str(tmp_path)), progress=False)
+    assert (record.status, record.error) == ("oom", f"RuntimeError: {said}")
+
+
 def test_sizes_are_checked(shared):
     sizes = {"8GiB": 8 << 30, "500MB": 500_000_000, "1.5 KiB": 1536, "1024": 1024}
     assert {text: parse_size(text, "max_memory") for text in sizes} == sizes

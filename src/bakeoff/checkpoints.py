@@ -33,6 +33,7 @@ from transformers import (
     RobertaConfig,
 )
 
+from bakeoff import env
 from bakeoff.attention import resolve_options
 from bakeoff.attention.longformer import Longformer
 from bakeoff.encoder import (
@@ -210,9 +211,11 @@ def _readable(base: str | Path, what: str) -> Iterator[None]:
     """What reading a foreign file can raise is open-ended; here it becomes one line."""
     try:
         yield
-    except (BakeoffError, MemoryError):
+    except BakeoffError:
         raise
     except Exception as error:
+        if env.is_out_of_memory(error):
+            raise
         reason = one_line(error)[:300]
         if Path(str(base)).exists():
             raise BakeoffError(f"{base}: no {what} that transformers can read here ({reason})") from error

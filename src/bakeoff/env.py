@@ -111,7 +111,9 @@ def is_out_of_memory(error: Exception) -> bool:
     """Whether an allocation failed, on the device or here."""
     import torch
 
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    # torch's allocator; the system, of a file to map; Python, which has no room for a thread's stack
+    said = ("can't allocate memory", "Cannot allocate memory", "can't start new thread")
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(text in str(error) for text in said)
 
 
 def processor() -> str:
