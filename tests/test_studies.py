@@ -10,7 +10,7 @@ import tiny
 from bakeoff import checkpoints, preparation, train
 from bakeoff.attention import ATTENTIONS
 from bakeoff.spec import GridSpec, RunSpec, load_yaml
-from bakeoff.sweep import SweepSpec, _end
+from bakeoff.sweep import SweepSpec, _values
 from encoders import bigbird_config, longformer_config, randomised
 
 STUDIES = Path(__file__).parent.parent / "studies"
@@ -25,7 +25,7 @@ LAYOUTS = {
 def test_every_mechanism_has_a_valid_sweep(name):
     path = STUDIES / "sweeps" / f"{name}.yaml"
     sweep = SweepSpec.from_dict(load_yaml(path), str(path))
-    preparation.resolve(sweep.best({name: _end(space, "high") for name, space in sweep.search.items()})[0])
+    preparation.resolve(sweep.best({name: _values(space)[-1] for name, space in sweep.search.items()})[0])
     assert sweep.best({})[0].attention.name == name
     assert f"bakeoff sweep studies/sweeps/{path.name}" in path.read_text()
 
