@@ -273,6 +273,16 @@ def test_a_loss_is_claimed_on_one_side_of_five_per_cent_after_adjustment(
     elif not more:
         assert text.startswith("dense is the most accurate")
         assert "ahead of every other (p = 0.049)" in text
+        assert -0.0005 < performer.to_best.low < 0
+        assert "loses 2.0 points (0.0 to 4.0; p = 0.049)" in text
+
+
+def test_many_rows_are_not_called_few_and_what_is_equal_has_a_p_of_one(tmp_path):
+    for attention in ("dense", "performer", "linformer"):
+        write_run(tmp_path, attention, range(300), rows=3000)
+    said = group_of(tmp_path).verdict
+    assert said[0].startswith("dense, linformer and performer are tied (p = 1.00)")
+    assert any(sentence.startswith("3,000 rows and 1 seed tell a difference of") for sentence in said)
 
 
 def test_what_can_be_told_apart_allows_for_the_adjustment(tmp_path):
@@ -469,6 +479,14 @@ def test_f1_is_shown_where_the_task_has_it(tmp_path):
     assert f1.value == pytest.approx(group.rows[0].runs[0].record.metrics["f1"].value)
     assert f1.low < f1.value < f1.high
     assert "F1 %" in comparing.render_markdown(compare(tmp_path))
+
+
+def test_f1_without_an_error_rests_on_the_rows_of_the_rarer_class(tmp_path):
+    write_run(tmp_path, "dense", names=("accuracy", "f1"), positive=0.05)
+    row = group_of(tmp_path).rows[0]
+    assert (row.f1.value, row.f1.high) == (1, 1)
+    assert row.f1.low == pytest.approx(20 / (20 + 1.96**2), abs=1e-4)  # Wilson's, of 20 out of 20
+    assert row.accuracy.low == pytest.approx(400 / (400 + 1.96**2), abs=1e-4)
 
 
 def test_three_classes(tmp_path):

@@ -129,6 +129,22 @@ def test_rows_seeds_and_interaction_are_those_of_an_analysis_of_variance():
     assert found.high - found.value == pytest.approx(z * math.sqrt(rows + 4 * seeds))
 
 
+def test_luck_beyond_the_rows_own_spread_takes_nothing_from_the_seeds():
+    """Two seeds right on each other's wrong rows: of rows there is no error at all, of seeds all."""
+    y = np.stack([np.arange(50) < 30, np.arange(50) >= 30])
+    z, size = scipy.stats.t.isf(0.025, 1), 0.25 / (0.02 / 2)
+    ends = np.sort(np.roots([1 + z**2 / size, -1 - z**2 / size, 0.25]))
+    assert stats.mean_interval(y) == pytest.approx(ends)
+    reach = scipy.stats.t.isf(0.025, 2) * math.sqrt(0.02)
+    assert stats.paired_difference(y, y).high == pytest.approx(reach, rel=0.01)
+
+
+def test_no_interval_leaves_what_a_share_can_be():
+    for n in range(1, 200):
+        assert stats.mean_interval(np.zeros(n)).low >= 0
+        assert stats.mean_interval(np.ones(n)).high <= 1
+
+
 def test_a_single_row_of_several_seeds_has_an_interval():
     low, high = stats.mean_interval([[True], [False]])
     assert 0 <= low < 0.5 < high <= 1
