@@ -418,8 +418,8 @@ def test_low_precision_stays_within_the_reference_s_own_error(name, dtype):
 def test_dropout_is_applied_when_asked(name):
     attention, x = make(name), inputs(1, 90)
     torch.manual_seed(0)
-    dropped = attend(attention, *x, dropout_p=0.5)
-    assert (dropped - attend(attention, *x)).abs().max() > 1e-3
+    changed = (attend(attention, *x, dropout_p=0.5) - attend(attention, *x)).abs().amax(-1) > 1e-3
+    assert changed.double().mean() > 0.9  # nearly every row, not those of some blocks alone
 
 
 @pytest.mark.parametrize("name", sorted(set(MECHANISMS) - {"dense"}))
