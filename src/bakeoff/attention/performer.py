@@ -197,8 +197,7 @@ class Performer(Attention):
         # As parts: in a graph for every length, the size of a slice is a minimum that is never resolved.
         ends = (G, q.shape[2] - G)
         (k_global, _), (v_global, _) = k.split(ends, 2), v_and_one[..., :-1].split(ends, 2)
-        real_BG, others_BN = real_BN.split(ends, 1)
-        others_BN, others = F.pad(others_BN, (G, 0)), v_and_one
+        others_BN, others = F.pad(real_BN.split(ends, 1)[1], (G, 0)), v_and_one
         if G:
             others = v_and_one.masked_fill(~others_BN[:, None, :, None], 0.0)
         summed_BHMD: Tensor | float = 0.0
@@ -210,8 +209,6 @@ class Performer(Attention):
             summed_BHMD = summed_BHMD * (before - largest).exp() + k_BHNM.mT @ value * (top - largest).exp()
         summed_BHMD = summed_BHMD + EPSILON * others.sum(-2, keepdim=True)
         every = EPSILON * summed_BHMD.sum(-2, keepdim=True)
-        allowed = torch.cat((real_BG, others_BN.any(1, keepdim=True)), 1)
-        bias_B11S = bias_from(allowed, q.dtype)[:, None, None]
         outs = []
         for query in portions(q, size, 2):
             q_BHNM, exponent = self._query_features(query)
@@ -220,8 +217,9 @@ class Performer(Attention):
             mass = mass.clamp_min(torch.finfo(q.dtype).tiny)
             out = out / mass
             if G:  # one softmax over the scores of global tokens and one more, the log of what features give
+                # A query that is not global stands in a row with every global token, and with itself.
                 scores = torch.cat((query @ k_global.mT, exponent + largest + mass.log()), -1)
-                weights = (scores + bias_B11S).softmax(-1)
+                weights = scores.softmax(-1)
                 out = weights[..., :-1] @ v_global + weights[..., -1:] * out
             outs.append(out.transpose(1, 2))
         out = torch.cat(outs, 1).transpose(1, 2)
