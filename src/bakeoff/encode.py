@@ -63,7 +63,8 @@ def encode(examples: Examples, tokenizer: Any, max_length: int, cache: Path | No
     lengths = table[_WHOLE].to_pylist()
     ordered = sorted(lengths)
     return Encoded(
-        dataset=datasets.Dataset(table.drop_columns(_WHOLE)),
+        # Its own name would be a hash of all that it holds, pickled.
+        dataset=datasets.Dataset(table.drop_columns(_WHOLE), fingerprint=uuid.uuid4().hex),
         lengths=lengths,
         quantiles={q: ordered[math.ceil(float(q) * len(ordered)) - 1] for q in _QUANTILES},
         share_truncated=sum(length > max_length for length in lengths) / len(lengths),

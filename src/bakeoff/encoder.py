@@ -34,6 +34,7 @@ from transformers import (
 )
 
 from bakeoff import attention as mechanisms
+from bakeoff.attention.base import is_exporting
 from bakeoff.attention.longformer import Window
 from bakeoff.errors import BakeoffError
 from bakeoff.rows import Aligned, Packed, Traced, align, pack
@@ -269,7 +270,7 @@ def _attend(
         raise ValueError(f"global_attention_mask is for longformer; {type(mechanism).__name__} takes none.")
     if rows is None:  # nothing is padded, or an inner layer is called by itself
         rows = Aligned(None) if attention_mask is None else align(_two_dimensional(attention_mask))
-    if torch.compiler.is_exporting():
+    if is_exporting():
         if not isinstance(rows, Traced):
             raise BakeoffError("torch.export alone gives a graph for some lengths only; use bakeoff export.")
         rows = dataclasses.replace(rows, padded=mechanism.traced_length(rows.tokens))
@@ -307,8 +308,9 @@ def _extra(
         add("rotary", zip(*parts, strict=True))
     if "global_BN" in mechanism.layer_inputs and global_attention_mask is not None:
         add("global_BN", rows.mask_to_rows(global_attention_mask.bool()))
-    for name, projection in zip(("key", "value"), given.get("projections", ()), strict=False):
-        add(name, [projection] * len(extra))
+    if "projections" in given:
+        for name, projection in zip(("key", "value"), given["projections"], strict=True):
+            add(name, [projection] * len(extra))
     return extra
 
 

@@ -333,8 +333,8 @@ def _write_report(study: optuna.Study, path: Path) -> None:
     from optuna import visualization
 
     plots = [visualization.plot_optimization_history(study), visualization.plot_slice(study)]
-    complete = sum(trial.state.name == "COMPLETE" for trial in study.get_trials(deepcopy=False))
-    if complete > 1 and len(study.best_params) > 1:
+    trials = study.get_trials(deepcopy=False)
+    if len({t.value for t in trials if t.state.name == "COMPLETE"}) > 1 and len(study.best_params) > 1:
         plots.insert(1, visualization.plot_param_importances(study))
     parts = [plot.to_html(full_html=False, include_plotlyjs=index == 0) for index, plot in enumerate(plots)]
     page = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Sweep</title>{"".join(parts)}</html>'

@@ -103,13 +103,21 @@ class Attention(nn.Module):
         """Tokens, at least the `n` there are, to which a graph that is to hold for every `n` pads.
 
         `n` is a symbol there, and so is what comes of it: such that no branch of `forward` depends on it.
-        Where `torch.compiler.is_exporting()`, `forward` may count on this length, and on `length_B`.
+        Where `is_exporting()`, `forward` may count on this length, and on `length_B`.
         """
         return n
 
     def full_flops(self, n: int) -> float:
         """What dense attention would take."""
         return 4.0 * self.layer.num_heads * self.layer.head_dim * n * n
+
+
+def is_exporting() -> bool:
+    """Whether a graph for every length is being made.
+
+    The Dynamo of torch 2.9 says that it exports whatever it compiles.
+    """
+    return torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling()
 
 
 def bias_from(allowed: Tensor, dtype: torch.dtype) -> Tensor:

@@ -32,6 +32,7 @@ from bakeoff.attention.base import (
     Layer,
     bias_from,
     cached,
+    is_exporting,
     pad_tokens,
     portions,
     real_tokens,
@@ -75,7 +76,7 @@ class BigBird(Attention):
     ) -> Tensor:
         """Attend; see `Attention.forward`."""
         B, H, N, D = q_BHND.shape
-        if not torch.compiler.is_exporting() and self.covers(N):
+        if not is_exporting() and self.covers(N):
             # Every block attends to every block: the same function, without the copies.
             return row_attention(q_BHND, k_BHND, v_BHND, length_B, scaling=scaling, dropout_p=dropout_p)
         S = self.block_size
@@ -158,7 +159,7 @@ class BigBird(Attention):
         eligible = (j > 0) & (j < last[..., None]) & ((i[:, None] - j).abs() > 1)  # (B, I, J)
         scores = _hash(self.layer.seed, self.layer.index, H, blocks, device)
         scores = scores[None].masked_fill(~eligible[:, None], -1)
-        if torch.compiler.is_exporting():  # of fewer than R blocks there are none to draw
+        if is_exporting():  # of fewer than R blocks there are none to draw
             scores = F.pad(scores, (0, R), value=-1)
         values, drawn = scores.topk(R, dim=-1)
         random_valid = values[:, 0] >= 0  # how many are eligible does not depend on the head

@@ -37,7 +37,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bakeoff.attention.base import Attention, Layer, bias_from, real_tokens, row_attention, zero_padding
+from bakeoff.attention.base import (
+    Attention,
+    Layer,
+    bias_from,
+    is_exporting,
+    real_tokens,
+    row_attention,
+    zero_padding,
+)
 from bakeoff.errors import BakeoffError
 
 Projection = Callable[[Tensor], Tensor]  # (…, E) to (…, H D)
@@ -102,7 +110,7 @@ class Linformer(Attention):
             value: its value projection.
         """
         H, N = q_BHND.shape[1], q_BHND.shape[2]
-        if not torch.compiler.is_exporting() and self.layer.max_length < N:
+        if not is_exporting() and self.layer.max_length < N:
             raise BakeoffError(
                 f"linformer: {N} tokens, but its projections hold {self.layer.max_length}; "
                 "convert the encoder with a larger max_length."
@@ -123,7 +131,7 @@ class Linformer(Attention):
         ) -> Tensor:
             means_BKN = segment_means(x_BNE @ pooling_E.to(x_BNE.dtype), slot_BN, rest_B, K)
             learned_KN = learned_KN[:K]
-            if torch.compiler.is_exporting():  # so that a row of the full length is no case of its own
+            if is_exporting():  # so that a row of the full length is no case of its own
                 learned_KN = F.pad(learned_KN, (0, 1))
             sequence_BKN = means_BKN.to(x_BNE.dtype) + learned_KN.narrow(1, 0, n).to(x_BNE.dtype)
             if rest_B is not None:
@@ -187,7 +195,7 @@ def segments(length_B: Tensor | None, N: int, count: int, device: torch.device) 
         tokens of each part, (B, K), with K = min(count, N), or K = count in a graph for every N. B is 1 where
         nothing is padded.
     """
-    K = count if torch.compiler.is_exporting() else min(count, N)
+    K = count if is_exporting() else min(count, N)
     place_N = torch.arange(N, device=device)
     length_B1 = place_N.new_full((1, 1), N) if length_B is None else length_B[:, None]
     slot_BN = torch.where(length_B1 <= count, place_N, place_N * count // length_B1.clamp(min=1))

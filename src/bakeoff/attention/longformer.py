@@ -33,6 +33,7 @@ from bakeoff.attention.base import (
     Layer,
     bias_from,
     cached,
+    is_exporting,
     portions,
     real_tokens,
     row_attention,
@@ -105,7 +106,7 @@ class Longformer(Attention):
         """
         B, _, N, _ = q_BHND.shape
         if global_BN is None:
-            count = self.global_tokens if torch.compiler.is_exporting() else min(self.global_tokens, N)
+            count = self.global_tokens if is_exporting() else min(self.global_tokens, N)
         else:
             global_BN = global_BN.bool() if length_B is None else global_BN.bool() & real_tokens(length_B, N)
             count = int(global_BN.sum(1).max())
@@ -282,7 +283,7 @@ def window_attention(
     """
     B, _, N, _ = q_BHND.shape
     device = q_BHND.device
-    exporting = torch.compiler.is_exporting()
+    exporting = is_exporting()
     tokens = longest if exporting else N
     if radius >= tokens - 1:
         return row_attention(q_BHND, k_BHND, v_BHND, length_B, scaling=scaling, dropout_p=dropout_p)

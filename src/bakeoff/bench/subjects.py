@@ -1,7 +1,7 @@
 """What is timed: an encoder, ours or a peer's, whole or at its first attention layer.
 
-The attention level is cut out of a whole encoder of one layer: it runs once, its call of the attention module
-is recorded, and that call is made again with other hidden states. So masks, rotations and padding are those
+The attention level is cut out of a whole, small encoder: it runs once, its call of the attention module is
+recorded, and that call is made again with other hidden states. So masks, rotations and padding are those
 that the encoder itself prepares, whoever wrote it.
 """
 
@@ -92,16 +92,17 @@ class Subject:
 
 
 def encoder_config(spec: BenchSpec, length: int) -> PreTrainedConfig:
-    """A config with positions for `length` tokens, without dropout; the attention level needs one layer."""
+    """A config with positions for `length` tokens, without dropout; the attention level takes one layer."""
     tokens = dict.fromkeys(
         ("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"), 0
     )
+    fewest = 2 if spec.encoder == "modernbert" else 1  # which transformers 5.10 refuses without a local layer
     dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}  # ModernBERT's are 0
     return AutoConfig.for_model(
         spec.encoder,
         vocab_size=8,  # embeddings are given, so that their gradient can be compared
         hidden_size=spec.hidden_size,
-        num_hidden_layers=1 if spec.level == "attention" else spec.num_layers,
+        num_hidden_layers=spec.num_layers if spec.level == "encoder" else fewest,
         num_attention_heads=spec.num_heads,
         intermediate_size=spec.intermediate_size,
         max_position_embeddings=length,
