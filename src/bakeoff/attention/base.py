@@ -199,6 +199,7 @@ def cached(build: Callable[..., Any]) -> Callable[..., Any]:
     """
     kept = functools.lru_cache(maxsize=32)(build)
 
+    @functools.wraps(build)
     def get(*arguments: Any, keep: bool = True) -> Any:
         if torch.compiler.is_compiling() or not keep:
             return build(*arguments)
