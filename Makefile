@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test lint audit studies tables picture docs clean
+.PHONY: demo test test-oldest lint audit studies tables picture docs clean
 
 # The bake-off, offline: five mechanisms on real text, from one pretrained encoder.
 demo: .venv/.demo
@@ -12,6 +12,13 @@ demo: .venv/.demo
 
 test: .venv/.test lint audit
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+
+# The same on the oldest versions that pyproject.toml promises; PyPI's torch of then brings CUDA, 8 GB in all.
+test-oldest:
+	test -d .venv-oldest || $(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/python -m pip install --quiet --constraint requirements/oldest.txt --editable '.[test,peers]'
+	.venv-oldest/bin/python -m pip install --quiet --no-deps --require-hashes -r requirements/embedded.txt
+	OMP_NUM_THREADS=1 .venv-oldest/bin/python -m pytest -n 2 --dist worksteal
 
 lint: .venv/.test
 	$(BIN)/ruff format --check src tests docs notebooks benchmarks

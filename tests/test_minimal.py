@@ -107,12 +107,27 @@ def test_every_module_is_imported_and_every_extra_that_is_missing_is_said(minima
     call = [sys.executable, "-S", "-c", _CALL, " ".join(modules), *NEEDS.values()]
     made = subprocess.run(call, env=minimal, cwd=place, capture_output=True, text=True)
     assert made.returncode == 0, made.stderr
+    assert "Traceback" not in made.stderr  # of a child
     ended = [json.loads(line) for line in made.stdout.splitlines()]
     for extra, (code, said) in zip(NEEDS, ended, strict=True):
         assert code == 2, said
         assert said.startswith("error: ")
         assert f"bakeoff[{extra}]" in said
         assert said.count("\n") == 1
+
+
+def test_the_oldest_versions_are_those_that_are_promised():
+    lines = (ROOT / "requirements" / "oldest.txt").read_text(encoding="utf-8").splitlines()
+    oldest = dict(line.split("==") for line in lines if not line.startswith("#"))
+    extras = PROJECT["optional-dependencies"]
+    promised = PROJECT["dependencies"] + [
+        line for extra in extras if extra not in ("lint", "fuzz", "mutation") for line in extras[extra]
+    ]
+    bounds = {r.name: r.specifier for r in map(Requirement, promised) if r.name != "bakeoff"}
+    assert oldest.keys() == bounds.keys()
+    for name, specifier in bounds.items():
+        (least,) = (s.version for s in specifier if s.operator == ">=")
+        assert f"{oldest[name]}.".startswith(f"{least}."), name
 
 
 def test_nothing_but_what_is_needed_is_there(minimal):
