@@ -486,10 +486,11 @@ def test_state_round_trips_and_starts_as_declared(name):
 
 def test_options_are_checked():
     assert options_of("longformer") == {"window": 512, "global_tokens": 1, "separate_global": True}
+    assert resolve_options("longformer", {"window": (8, 16)})["window"] == [8, 16]  # as JSON has it
     assert resolve_options("bigbird", {"block_size": 16}) == {"block_size": 16, "num_random_blocks": 3}
     for name, options, message in [
-        ("longfromer", {}, "Did you mean 'longformer'"),
-        ("longformer", {"windw": 3}, "Did you mean 'window'"),
+        ("longfromer", {}, "^unknown attention 'longfromer'. Did you mean 'longformer'"),
+        ("longformer", {"windw": 3}, "^attention longformer: unknown option 'windw'. Did you mean 'window'"),
         ("longformer", {"window": "8"}, "window must be int"),
         ("longformer", {"window": True}, "window must be int"),
         ("dense", {"window": 8}, "has no options"),
