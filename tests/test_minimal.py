@@ -30,7 +30,7 @@ NEEDS = {
     "peers": "bench --against performer-pytorch",
 }
 #: Those that no command needs.
-TOOLS = {"docs", "test", "lint"}
+TOOLS = {"docs", "fuzz", "lint", "mutation", "test"}
 
 _CALL = """
 import contextlib, importlib, io, json, sys
