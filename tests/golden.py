@@ -88,11 +88,11 @@ def attend(attention: str) -> Figures:
     return {"out": (out_BHND * weight_ND).sum((2, 3)).flatten().tolist()}
 
 
-def encode(folder: Path, family: str, attention: str) -> Figures:
+def encode(folder: Path, family: str, attention: str, dtype: torch.dtype = torch.float64) -> Figures:
     """The logits of padded rows."""
     spec = AttentionSpec.parse(ATTENTIONS[attention])
     path = folder / family / "encoder"
-    model = checkpoints.load(path, spec.name, attention_options=spec.options).eval()
+    model = checkpoints.load(path, spec.name, attention_options=spec.options).to(dtype).eval()
     with torch.no_grad():
         return {"logits": model(**encoders.batch(B=3)).logits.flatten().tolist()}
 
