@@ -39,6 +39,7 @@ COMMON = {
     "save_model": False,
 }
 WARM_UP = 5  # rounds
+GRACE = 10  # seconds that a helper has to see that its process has ended
 ALLOWED = 50 * 2**20  # bytes of growth
 MEASURES = ("memory of the process", "memory of its helpers", "open files", "threads", "processes")
 
@@ -49,6 +50,7 @@ def main(output_dir: Path, hours: float = 2.0) -> None:
     command = [sys.executable, __file__, "--one", str(output_dir), str(hours)]
     process = subprocess.Popen(command, start_new_session=True)  # noqa: S603
     code = process.wait()
+    time.sleep(GRACE)
     left = [p.info["cmdline"] for p in psutil.process_iter(["cmdline"]) if _session(p.pid) == process.pid]
     rounds = [json.loads(line) for line in (output_dir / "rounds.jsonl").read_text().splitlines()]
     counted = rounds[WARM_UP:]
