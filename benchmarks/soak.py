@@ -147,7 +147,7 @@ def one(output_dir: Path, hours: float) -> None:
         }
         with (output_dir / "rounds.jsonl").open("a") as file:
             file.write(json.dumps(measured) + "\n")
-        if measured["seconds"] > hours * 3600:
+        if measured["seconds"] > hours * 3600 and number >= WARM_UP:
             return
 
 
