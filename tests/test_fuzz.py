@@ -72,6 +72,15 @@ trees = st.recursive(
 )
 
 
+#: By the type of a value, others that get past a test of it.
+KIN = {
+    bool: st.booleans(),
+    int: st.integers() | st.integers(-1, 100) | st.sampled_from([2**31, 2**63 - 1, 2**63, 10**400]),
+    float: st.floats() | st.sampled_from([0.0, -0.5, 1.5, 1e-300, 1e308]),
+    str: texts,
+}
+
+
 class Hang(BaseException):
     """Past every `except Exception`."""
 
@@ -141,7 +150,8 @@ def grafted(draw, seeds):
     for _ in range(draw(st.integers(1, 3))):
         inside, key = draw(st.sampled_from(places))
         if draw(st.integers(0, 9)) or isinstance(inside, list):
-            inside[key] = draw(trees)
+            value = inside[key] if isinstance(inside, list) else inside.get(key)
+            inside[key] = draw(KIN.get(type(value), trees) | trees)
         else:
             inside.pop(key, None)
     return json.dumps(document).encode()

@@ -202,7 +202,7 @@ def _discover(config: PreTrainedConfig, auto_class: Any) -> tuple[list[Site], in
             raise BakeoffError(f"{refusal} ({_line(error)})") from error
     calls = list(_calls)
     _calls.clear()
-    if len(calls) != config.num_hidden_layers:
+    if not calls or len(calls) != config.num_hidden_layers:
         raise BakeoffError(f"{refusal} ({len(calls)} of its {config.num_hidden_layers} layers called it.)")
     paths = {module: path for path, module in model.named_modules()}
     sites: dict[str, Site] = {}
