@@ -865,7 +865,7 @@ def test_the_repository_holds_nothing_that_loads_or_runs():
         content = (ROOT / name).read_bytes() if (ROOT / name).exists() else b""
         if name.endswith(".png"):
             assert content.startswith(b"\x89PNG\r\n\x1a\n"), name
-        elif not name.endswith(".parquet"):
+        elif not name.endswith(".parquet") and "/corpus/" not in name:  # whose files are refused
             assert "\0" not in content.decode("utf-8"), name
 
 

@@ -21,7 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from bakeoff import env
-from bakeoff.errors import BakeoffError
+from bakeoff.errors import BakeoffError, printable
 from bakeoff.spec import AttentionSpec, GridSpec, RunSpec, load_yaml
 
 if TYPE_CHECKING:
@@ -698,7 +698,7 @@ def main() -> None:
 
 def _text(text: str, style: str = "") -> Text:
     """What is printed as it is: no markup, and no character that would steer the terminal."""
-    return Text("".join(c if c.isprintable() else " " for c in text), style=style)
+    return Text(printable(text), style=style)
 
 
 def _spec(spec_file: Path | None, flags: dict[str, Any]) -> RunSpec:

@@ -21,12 +21,17 @@ class BakeoffError(Exception):
         half = _LONGEST // 2
         if len(message) > _LONGEST:
             message = f"{message[: half - 3]} … {message[-half:]}"
-        line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)
+        line = printable(message)
         super().__init__(line if len(line) <= _LONGEST else f"{line[: half - 3]} … {line[-half:]}")
 
 
 class BusyError(BakeoffError):
     """Another process is making this very run."""
+
+
+def printable(text: str) -> str:
+    """`text` with an escape in place of whatever does not print or would steer a terminal."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def one_line(error: object) -> str:
