@@ -30,6 +30,7 @@ from transformers import (
     RobertaConfig,
 )
 
+from bakeoff import env
 from bakeoff.attention import resolve_options
 from bakeoff.attention.longformer import Longformer
 from bakeoff.encoder import (
@@ -176,9 +177,11 @@ def _readable(base: str | Path, what: str) -> Iterator[None]:
     """What reading a foreign file can raise is open-ended; here it becomes one line."""
     try:
         yield
-    except (BakeoffError, MemoryError):
+    except BakeoffError:
         raise
     except Exception as error:
+        if env.is_out_of_memory(error):
+            raise
         reason = " ".join(str(error).split())[:300]
         if Path(str(base)).exists():
             raise BakeoffError(f"{base}: no {what} that transformers can read here ({reason})") from error
@@ -305,15 +308,15 @@ def load(
         state = {key: value for key, value in fresh.items() if key not in state} | state
     options = (stated if _native(source, attention) else {}) | dict(attention_options or {})
     config, state = extend_positions(config, state, auto_class, max_length)
-    model = our_class(
-        BakeoffConfig.wrap(
-            config,
-            attention,
-            attention_options=options,
-            attention_seed=seed,
-            attention_dropout=attention_dropout,
-        )
+    wrapped = BakeoffConfig.wrap(
+        config,
+        attention,
+        attention_options=options,
+        attention_seed=seed,
+        attention_dropout=attention_dropout,
     )
+    with _readable(base, "model"):
+        model = our_class(wrapped)
     _fill(model, state)
     return model.eval()
 
