@@ -342,15 +342,15 @@ def load(
         state = {key: value for key, value in fresh.items() if key not in state} | state
     options = (stated if _native(source, attention) else {}) | dict(attention_options or {})
     config, state = extend_positions(config, state, auto_class, max_length)
-    model = our_class(
-        BakeoffConfig.wrap(
-            config,
-            attention,
-            attention_options=options,
-            attention_seed=seed,
-            attention_dropout=attention_dropout,
-        )
+    wrapped = BakeoffConfig.wrap(
+        config,
+        attention,
+        attention_options=options,
+        attention_seed=seed,
+        attention_dropout=attention_dropout,
     )
+    with _readable(base, "model"):
+        model = our_class(wrapped)
     _fill(model, state)
     return model.eval()
 
