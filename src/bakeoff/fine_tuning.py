@@ -153,7 +153,8 @@ class _Phases:
         except Exception as error:
             if checkpoint is None or self.meter.stepped or env.is_out_of_memory(error):
                 raise
-            shutil.rmtree(checkpoint)  # or the run would fail at this for ever
+            # Or the run would fail at this for ever; another process may remove it at the same time.
+            shutil.rmtree(checkpoint, ignore_errors=True)
             raise RuntimeError(
                 f"{checkpoint} could not be resumed from and was removed; run it again ({error})"
             ) from error
