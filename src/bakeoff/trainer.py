@@ -40,6 +40,8 @@ def arguments(**given: Any) -> TrainingArguments:
         **({"ddp_backend": "gloo"} if env.processes() > 1 and not torch.cuda.is_available() else {}),
     )
     made._n_gpu = min(made.n_gpu, 1)  # a device a process: torchrun, and not threads in one process
+    if made.device.type == "cpu":  # in several processes "cpu:0", where transformers < 5.18 cannot resume to
+        made._setup_devices = torch.device("cpu")
     return made
 
 
