@@ -530,6 +530,13 @@ def test_a_memory_limit_is_kept_and_lifted():
     torch.empty(1 << 30, dtype=torch.uint8)
 
 
+def test_what_libraries_say_when_memory_ends():
+    for said in ("can't start new thread", "could not create a primitive"):
+        assert env.is_out_of_memory(RuntimeError(said))
+    assert env.is_out_of_memory(MemoryError())
+    assert not env.is_out_of_memory(RuntimeError("could not execute a primitive"))
+
+
 def test_weights_that_do_not_fit_into_memory_are_not_called_unreadable(shared, tmp_path, monkeypatch):
     said = "unable to mmap 90868376 bytes from file <model.safetensors>: Cannot allocate memory (12)"
 

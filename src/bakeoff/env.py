@@ -111,8 +111,12 @@ def is_out_of_memory(error: Exception) -> bool:
     """Whether an allocation failed, on the device or here."""
     import torch
 
-    # torch's allocator; the system, of a file to map; Python, which has no room for a thread's stack
-    said = ("can't allocate memory", "Cannot allocate memory", "can't start new thread")
+    said = (
+        "can't allocate memory",  # torch's allocator
+        "Cannot allocate memory",  # the system, of a file to map
+        "can't start new thread",  # Python, which has no room for its stack
+        "could not create a primitive",  # oneDNN, which has none for its code, and says no more
+    )
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(text in str(error) for text in said)
 
 
