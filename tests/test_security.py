@@ -215,12 +215,12 @@ def test_a_run_s_pickles_are_never_loaded(run_folder, tmp_path, sentinel, call, 
     ],
 )  # fmt: skip
 def test_a_checkpoint_s_pickles_never_run(cut, sentinel, name, kind):
-    """PyTorch's loader for tensors reads them and refuses; the checkpoint goes, and the run starts anew."""
+    """PyTorch's loader for tensors reads them and refuses; it is put aside, and the run starts anew."""
     spec, checkpoint = cut
     plant(checkpoint, [name], sentinel, kind)
     record = train.run(spec, progress=False)
     assert record.status == "failed"
-    assert "could not be resumed from and was removed" in record.error
+    assert f"and is now unusable-{checkpoint.name}" in record.error
     assert not checkpoint.exists()
 
 
@@ -292,11 +292,11 @@ def test_a_crafted_safetensors_file_is_one_line(base):
         assert env.peak_memory(fresh)[0] - before < 2**27, name  # bytes: no header makes room for itself
 
 
-def test_a_checkpoint_of_crafted_weights_is_removed(cut):
+def test_a_checkpoint_of_crafted_weights_is_put_aside(cut):
     spec, checkpoint = cut
     (checkpoint / "model.safetensors").write_bytes(CRAFTED["offsets beyond the file"])
     record = train.run(spec, progress=False)
-    assert "could not be resumed from and was removed" in record.error
+    assert f"and is now unusable-{checkpoint.name}" in record.error
     assert not checkpoint.exists()
 
 

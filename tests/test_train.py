@@ -13,7 +13,19 @@ import pytest
 import torch
 
 import tiny
-from bakeoff import callbacks, env, fine_tuning, grid, metrics, predict, preparation, runs, train, trainer
+from bakeoff import (
+    callbacks,
+    comparison,
+    env,
+    fine_tuning,
+    grid,
+    metrics,
+    predict,
+    preparation,
+    runs,
+    train,
+    trainer,
+)
 from bakeoff.attention import ATTENTIONS
 from bakeoff.errors import BakeoffError
 from bakeoff.spec import RunSpec, parse_size
@@ -291,7 +303,7 @@ def test_two_processes_never_share_a_run(shared, tmp_path):
     assert train.run(spec, progress=False).status == "ok"
 
 
-def test_a_damaged_checkpoint_is_said_and_removed(shared, tmp_path, monkeypatch):
+def test_a_damaged_checkpoint_is_said_and_put_aside(shared, tmp_path, monkeypatch):
     spec = tiny.spec(shared, output_dir=str(tmp_path), save_steps=5, num_train_epochs=2)
     on_step_end = callbacks.Meter.on_step_end
 
@@ -308,7 +320,10 @@ def test_a_damaged_checkpoint_is_said_and_removed(shared, tmp_path, monkeypatch)
     weights.write_bytes(weights.read_bytes()[:100])
     record = train.run(spec, progress=False)
     assert record.status == "failed"
-    assert "checkpoint-5 could not be resumed from and was removed; run it again" in record.error
+    assert "checkpoint-5 could not be resumed from (" in record.error
+    assert "and is now unusable-checkpoint-5; run it again" in record.error
+    assert not weights.exists()
+    assert (weights.parents[1] / "unusable-checkpoint-5" / "model.safetensors").stat().st_size == 100
     assert train.run(spec, progress=False).status == "ok"
 
 

@@ -19,6 +19,7 @@ from bakeoff import (
     checkpoints,
     encode,
     encoder,
+    fine_tuning,
     preparation,
     recipes,
     runs,
@@ -303,6 +304,40 @@ def test_a_killed_run_resumes_behind_its_transfer(shared, tmp_path):
     assert [line["loss"] for line in record.history] == pytest.approx(
         [line["loss"] for line in whole.history]
     )
+
+
+@pytest.mark.parametrize(
+    ("recipe", "damaged", "after"),
+    [
+        ("transfer", "converted", "conversion"),
+        ("late", "converted", "conversion"),
+        ("late", "checkpoint-16", "dense"),
+    ],
+)
+def test_weights_that_the_mechanism_starts_from_are_made_anew(
+    shared, tmp_path, monkeypatch, recipe, damaged, after
+):
+    """Where they are damaged; the run would fail at them for ever."""
+    changes = {"attention": LEARNS["performer"], "recipe": recipe, "num_train_epochs": 2}
+    whole = train.run(tiny.spec(shared, **changes), progress=False)
+    spec = tiny.spec(shared, **changes, output_dir=str(tmp_path))
+    folder = tmp_path / spec.run_id() / train.CHECKPOINTS
+
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    where = (fine_tuning, "StartFrom") if after == "conversion" else (transfer, "fit")
+    monkeypatch.setattr(*where, interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        train.run(spec, progress=False)
+    monkeypatch.undo()
+    (folder / damaged / "model.safetensors").write_bytes(b"\0" * 100)
+    record = train.run(spec, progress=False)
+    assert record.status == "failed"
+    assert f"and is now unusable-{damaged}; run it again" in record.error
+    record = train.run(spec, progress=False)
+    assert record.status == "ok", record.error
+    assert record.metrics == whole.metrics
 
 
 def test_a_late_run_is_the_dense_one_until_it_is_converted(shared, tmp_path, monkeypatch):

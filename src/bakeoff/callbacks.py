@@ -5,11 +5,9 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_model
-from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
 WEIGHTS = "model.safetensors"  # of a checkpoint
@@ -117,15 +115,15 @@ class StopAt(TrainerCallback):
 class StartFrom(TrainerCallback):
     """The converted model in place of the checkpoint it was made from, which Trainer loads."""
 
-    def __init__(self, model: PreTrainedModel, converted: Path, step: int) -> None:
-        self.model, self.converted, self.step = model, converted, step
+    def __init__(self, load: Callable[[], None], step: int) -> None:
+        self.load, self.step = load, step
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Load it, where training goes on from there."""
         if state.global_step == self.step:
-            load_model(self.model, self.converted / WEIGHTS)
+            self.load()
 
 
 def history(state: TrainerState) -> tuple[dict[str, float], ...]:

@@ -8,6 +8,7 @@ import functools
 import gc
 import json
 import math
+import os
 import shutil
 import sys
 from collections.abc import Mapping
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
 from torch import Tensor
 from torch.nn import functional as F
@@ -28,7 +30,7 @@ from transformers import (
 
 from bakeoff import checkpoints, env, interrupts, metrics, predict, recipes, runs, transfer
 from bakeoff.callbacks import WEIGHTS, Evaluations, Meter, StartFrom, StopAt, Watch
-from bakeoff.errors import BakeoffError
+from bakeoff.errors import BakeoffError, one_line
 from bakeoff.preparation import Prepared
 from bakeoff.spec import RunSpec
 from bakeoff.trainer import LengthGroupedTrainer, arguments
@@ -70,7 +72,7 @@ def fine_tune(
     if not dense_steps and not learns:
         return FineTuned(phases.train(), phases.batches, phases.meter.seconds, None)
     made = _convert(prepared, model, folder, progress)
-    state = phases.train(StartFrom(model, folder / _CONVERTED, dense_steps))
+    state = phases.train(StartFrom(functools.partial(_load, model, folder / _CONVERTED), dense_steps))
     seconds = phases.meter.seconds + (made.seconds if made else 0.0)
     return FineTuned(state, phases.batches, seconds, made)
 
@@ -150,15 +152,37 @@ class _Phases:
             with self._interruption.listening():
                 trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
                 env.wait_for_all()  # the first one may be writing a checkpoint still
+        except UnusableError:
+            raise
         except Exception as error:
             if checkpoint is None or self.meter.stepped or env.is_out_of_memory(error):
                 raise
-            # Or the run would fail at this for ever; another process may remove it at the same time.
-            shutil.rmtree(checkpoint, ignore_errors=True)
-            raise RuntimeError(
-                f"{checkpoint} could not be resumed from and was removed; run it again ({error})"
-            ) from error
+            raise UnusableError(checkpoint, error) from error
         return trainer.state
+
+
+class UnusableError(RuntimeError):
+    """What a run would start from fails it; put aside, or it would do so for ever."""
+
+    def __init__(self, path: Path, error: Exception) -> None:
+        aside = path.with_name(f"unusable-{path.name}")
+        shutil.rmtree(aside, ignore_errors=True)
+        with contextlib.suppress(OSError):  # another process does the same
+            os.rename(path, aside)
+        super().__init__(
+            f"{path} could not be resumed from ({one_line(error)}) and is now {aside.name}; run it again to "
+            "start before it, or, if the fault lay elsewhere, name it back first"
+        )
+
+
+def _load(model: PreTrainedModel, folder: Path) -> None:
+    """The weights that Trainer or `_convert` left in a folder."""
+    try:
+        load_model(model, folder / WEIGHTS)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        if env.is_out_of_memory(error):
+            raise
+        raise UnusableError(folder, error) from error
 
 
 def _share_of_loss(outputs: Any, labels: Tensor, num_items_in_batch: Tensor) -> Tensor:
@@ -178,7 +202,7 @@ def _convert(
     env.wait_for_all()  # or one process would look when another has written it
     if not done:
         if checkpoint is not None:
-            load_model(model, checkpoint / WEIGHTS)
+            _load(model, checkpoint)
             checkpoints.start_from_weights(model)
         made = transfer.fit(
             model,
