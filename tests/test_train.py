@@ -1,6 +1,7 @@
 """Runs from spec to record, on a tiny encoder and a task it can learn."""
 
 import dataclasses
+import math
 import os
 import signal
 import subprocess
@@ -325,6 +326,17 @@ def test_a_damaged_checkpoint_is_said_and_put_aside(shared, tmp_path, monkeypatc
     assert not weights.exists()
     assert (weights.parents[1] / "unusable-checkpoint-5" / "model.safetensors").stat().st_size == 100
     assert train.run(spec, progress=False).status == "ok"
+
+
+def test_a_loss_that_is_not_a_number_is_seen(shared, tmp_path):
+    """Trainer would log the mean of the others, or 0, in its place."""
+    record = train.run(tiny.spec(shared, output_dir=str(tmp_path), learning_rate=1e18), progress=False)
+    assert record.status == "ok", record.error
+    assert math.isnan(record.train_loss)
+    [(_, loaded)] = runs.find(tmp_path)
+    assert math.isnan(loaded.history[-1]["loss"])
+    [group] = comparison.compare(tmp_path).groups
+    assert "so training diverged; lower the learning rate (1e+18)" in group.rows[0].fault
 
 
 def test_a_record_without_predictions_is_not_done(done):

@@ -250,6 +250,7 @@ def _arguments(spec: RunSpec, folder: Path, **batches: int) -> TrainingArguments
         report_to=list(spec.report_to) or "none",
         run_name=folder.parent.name,
         logging_strategy="no",  # the meter decides when
+        logging_nan_inf_filter=False,  # a loss that is not a number is to be seen
         save_strategy="steps",
         save_steps=spec.save_steps,
         save_total_limit=1,
