@@ -219,6 +219,14 @@ def test_longer_than_the_positions(shared):
     assert preparation.resolve(dataclasses.replace(spec, extend_positions=True))[0].max_length == 600
 
 
+def test_a_length_without_room_for_text_is_refused(shared):
+    with pytest.raises(
+        BakeoffError, match="max_length 2, but 2 tokens are special ones, which leaves no text"
+    ):
+        preparation.prepare(tiny.spec(shared, max_length=2))
+    assert preparation.prepare(tiny.spec(shared, max_length=3)).eval.dataset["length"][:2] == [3, 3]
+
+
 def test_extended_positions_train(shared, tmp_path):
     short = tiny.encoder(tmp_path / "short", max_position_embeddings=16)
     spec = tiny.spec(
