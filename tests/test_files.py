@@ -235,6 +235,16 @@ def test_labels_that_train_lacks(tmp_path: Path, limit: int | None) -> None:
     assert "train has 'a', 'b'" in message
 
 
+def test_classes_are_those_of_all_training_rows_where_some_are_held_out(tmp_path: Path) -> None:
+    rows = [(f"x{row}", "ab"[row % 2]) for row in range(59)]
+    train = write(tmp_path / "train.csv", [*rows, ("y", "rare")])
+    for count in (1, 20, 59):
+        loaded = tasks.load(spec(train, held_out_samples=count))
+        assert loaded.labels == ("a", "b", "rare")
+        assert len(loaded.eval.ids) == count
+        assert sorted(loaded.train.ids + loaded.eval.ids) == [*range(60)]
+
+
 def test_many_labels_are_not_all_listed(tmp_path: Path) -> None:
     train = write(tmp_path / "train.csv", [("x", str(n)) for n in range(100)])
     evaluation = write(tmp_path / "eval.csv", [("x", str(n)) for n in range(100, 200)])

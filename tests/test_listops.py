@@ -7,8 +7,9 @@ import pytest
 
 from bakeoff import tasks
 from bakeoff.errors import BakeoffError
+from bakeoff.spec import RunSpec
 from bakeoff.tasks.base import Rows
-from bakeoff.tasks.listops import ARENA_DEPTH, MAX_ARGUMENTS, ListOps
+from bakeoff.tasks.listops import ARENA_DEPTH, MAX_ARGUMENTS, ListOps, _Rows
 
 FUNCTIONS = {"[MIN": np.min, "[MAX": np.max, "[MED": np.median, "[SM": lambda values: np.sum(values) % 10}
 
@@ -91,3 +92,15 @@ def test_every_answer_occurs() -> None:
 def test_bad_settings(setting: str) -> None:
     with pytest.raises(BakeoffError, match="16 or more"):
         tasks.get(f"listops:{setting}")
+
+
+def test_held_out_rows_are_generated_when_they_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of them would take minutes, at the start of every trial of a sweep."""
+    made: list[int] = []
+    generate = _Rows.__getitem__
+    monkeypatch.setattr(_Rows, "__getitem__", lambda self, row: made.append(row) or generate(self, row))
+    loaded = tasks.load(
+        RunSpec(task="listops:32", held_out_samples=1000, max_train_samples=20, max_eval_samples=5)
+    )
+    assert (len(loaded.train.ids), len(loaded.eval.ids), loaded.eval.rows_available) == (20, 5, 1000)
+    assert len(made) == 25

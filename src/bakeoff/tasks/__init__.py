@@ -8,10 +8,11 @@ from __future__ import annotations
 import dataclasses
 import random
 import re
+from collections.abc import Iterator, Mapping, Sequence
 
 from bakeoff.errors import BakeoffError, unknown
 from bakeoff.spec import RunSpec
-from bakeoff.tasks.base import Examples, LoadedTask, Part, Rows, Task
+from bakeoff.tasks.base import Examples, LoadedTask, Part, Row, Rows, Task
 from bakeoff.tasks.files import own_task
 from bakeoff.tasks.hub import Hub
 from bakeoff.tasks.listops import ListOps
@@ -110,14 +111,15 @@ def load(spec: RunSpec) -> LoadedTask:
     """The rows a run trains and evaluates on, read, checked and sampled."""
     task = own_task(spec) if spec.task is None else get(spec.task)
     train_rows = task.origin.read(task, "train", spec.data_dir)
+    labels = task.labels or _found_labels(task, train_rows)
     if spec.held_out_samples is None:
         eval_rows = task.origin.read(task, "eval", spec.data_dir)
+        if not task.labels:
+            _check_labels(task, eval_rows, labels)
     else:
         train_rows, eval_rows = _hold_out(train_rows, spec.held_out_samples)
-    rows: dict[Part, Rows] = {"train": train_rows, "eval": eval_rows}
-    labels = task.labels or _found_labels(task, rows)
-    train = _take(rows["train"], labels, spec.max_train_samples)
-    evaluation = _take(rows["eval"], labels, spec.max_eval_samples)
+    train = _take(train_rows, labels, spec.max_train_samples)
+    evaluation = _take(eval_rows, labels, spec.max_eval_samples)
     return LoadedTask(
         name=task.name,
         source=task.origin.source(spec.data_dir)
@@ -147,21 +149,24 @@ def describe() -> list[dict[str, str]]:
     ]
 
 
-def _found_labels(task: Task, rows: dict[Part, Rows]) -> tuple[str, ...]:
+def _found_labels(task: Task, train_rows: Rows) -> tuple[str, ...]:
     """The labels of train, which are all there may be: whole numbers by value, else by character."""
-    found = {label for _, label in rows["train"].values()}
+    found = {label for _, label in train_rows.values()}
     numeric = all(re.fullmatch("[+-]?[0-9]{1,18}", label) for label in found)
     labels = sorted(found, key=lambda label: (int(label) if numeric else 0, label))
     if len(labels) < 2:
         raise BakeoffError(f"{task.source}: train holds one class only, {labels[0]!r}; it takes two or more.")
-    if strange := sorted({label for _, label in rows["eval"].values()} - found):
-        raise BakeoffError(
-            f"{task.source}: eval holds labels that train lacks: {_some(strange)}; train has {_some(labels)}."
-        )
     return tuple(labels)
 
 
-def _some(labels: list[str]) -> str:
+def _check_labels(task: Task, eval_rows: Rows, labels: tuple[str, ...]) -> None:
+    if strange := sorted({label for _, label in eval_rows.values()}.difference(labels)):
+        raise BakeoffError(
+            f"{task.source}: eval holds labels that train lacks: {_some(strange)}; train has {_some(labels)}."
+        )
+
+
+def _some(labels: Sequence[str]) -> str:
     return ", ".join(map(repr, labels[:10])) + (" …" if len(labels) > 10 else "")
 
 
@@ -172,9 +177,26 @@ def _hold_out(rows: Rows, count: int) -> tuple[Rows, Rows]:
             f"held_out_samples {count}, but there are {len(rows)} training rows; hold out less."
         )
     held = {*random.Random(_SAMPLING_SEED + 1).sample(list(rows), count)}  # noqa: S311
-    return tuple(  # type: ignore[return-value]
-        {row: value for row, value in rows.items() if (row in held) is wanted} for wanted in (False, True)
-    )
+    kept = [row for row in rows if row not in held]
+    return _Chosen(rows, kept), _Chosen(rows, [row for row in rows if row in held])
+
+
+class _Chosen(Mapping[int, Row]):
+    """Some of the rows, each read or generated when it is asked for."""
+
+    def __init__(self, rows: Rows, numbers: Sequence[int]) -> None:
+        self._rows, self._numbers = rows, dict.fromkeys(numbers)
+
+    def __getitem__(self, number: int) -> Row:
+        if number not in self._numbers:
+            raise KeyError(number)
+        return self._rows[number]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._numbers)
+
+    def __len__(self) -> int:
+        return len(self._numbers)
 
 
 def _take(rows: Rows, labels: tuple[str, ...], limit: int | None) -> Examples:

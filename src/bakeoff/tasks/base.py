@@ -39,11 +39,6 @@ class Task:
         """Where the rows come from, in words."""
         return self.origin.source()
 
-    @property
-    def official(self) -> bool:
-        """Whether the splits are the published ones, so that figures compare with other people's."""
-        return self.official_rows is not None
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Examples:
