@@ -20,6 +20,7 @@ import subprocess
 import threading
 import time
 import tomllib
+import uuid
 from pathlib import Path
 
 import pyarrow as pa
@@ -518,6 +519,21 @@ def test_a_run_writes_through_no_link(cut, victim, name):
         with pytest.raises(BakeoffError, match=r"symbolic link|not a run record"):
             list(grid.run([spec], progress=False))
     assert path.is_symlink()
+
+
+def test_a_run_folder_that_is_none_is_a_line(made, tmp_path):
+    spec = dataclasses.replace(made[1], output_dir=str(tmp_path))
+    folder = tmp_path / spec.run_id()
+    for make in (
+        folder.touch,
+        lambda: folder.symlink_to("nowhere"),
+        lambda: (folder / ".lock").mkdir(parents=True),
+    ):
+        make()
+        for start in (train.run, lambda spec, progress: list(grid.run([spec], progress=progress))):
+            with pytest.raises(BakeoffError, match=r"cannot write to .*remove it, or|is a symbolic link"):
+                start(spec, progress=False)
+        folder.rename(tmp_path / uuid.uuid4().hex)
 
 
 def test_a_link_of_the_user_s_own_is_followed(made, tmp_path):

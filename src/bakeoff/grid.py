@@ -96,7 +96,7 @@ def _cell(spec: RunSpec, progress: bool, watch: Watch | None) -> runs.RunRecord:
     """One run, made in a process of its own. Raises `BusyError` where another process is making it."""
     if (done := runs.finished(spec)) is not None:
         return done
-    if (folder := runs.output_folder(spec) / spec.run_id()).exists():
+    if os.path.lexists(folder := runs.output_folder(spec) / spec.run_id()):
         with runs.lock(folder):  # before a child reads all data only to find out
             pass
     started, clock = datetime.datetime.now(datetime.UTC), time.perf_counter()

@@ -232,18 +232,27 @@ def refuse_links(*paths: Path) -> None:
 
 @contextlib.contextmanager
 def lock(folder: Path) -> Iterator[None]:
-    """Hold a run's folder for this process, until it ends.
+    """Hold a run's folder, made if need be, for this process, until it ends.
 
     Raises:
         BusyError: another process holds it.
-        BakeoffError: there is a symbolic link in it.
+        BakeoffError: there is a symbolic link in it, or it cannot be written to.
     """
     refuse_links(folder)
+    held = FileLock(folder / ".lock", timeout=0)
     try:
-        with FileLock(folder / ".lock", timeout=0):
-            yield
+        folder.mkdir(exist_ok=True)
+        held.acquire()
     except Timeout:
         raise BusyError(f"{folder} is being made by another process.") from None
+    except OSError as error:
+        raise BakeoffError(
+            f"cannot write to {folder} ({error.strerror}); remove it, or choose another --output-dir."
+        ) from None
+    try:
+        yield
+    finally:
+        held.release()
 
 
 def find(root: Path) -> Iterator[tuple[Path, RunRecord | BakeoffError]]:

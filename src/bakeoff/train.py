@@ -46,7 +46,6 @@ def run(spec: RunSpec, *, progress: bool = True, watch: Watch | None = None) -> 
     started, clock = datetime.datetime.now(datetime.UTC), time.perf_counter()
     prepared = prepare(spec, runs.encoded_folder(spec))
     folder = runs.output_folder(spec) / spec.run_id()
-    folder.mkdir(exist_ok=True)
     with interrupts.terminable(), runs.lock(folder) if env.is_first_process() else contextlib.nullcontext():
         return runs.finished(spec) or _record(spec, prepared, folder, started, clock, progress, watch)
 
