@@ -165,6 +165,7 @@ def test_the_file_is_checked_before_the_first_trial(shared, tmp_path):
         ({"held_out_samples": True}, "held_out_samples is a whole number"),
         ({"seeds": []}, "seeds are whole numbers"),
         ({"learning_rte": 1}, "unknown field 'learning_rte'"),
+        ({"base": {"max_length": 64}}, "unknown field 'base'"),
     ]:
         with pytest.raises(BakeoffError, match=said):
             SweepSpec.from_dict(values(shared, tmp_path, **changes))

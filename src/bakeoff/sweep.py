@@ -73,8 +73,8 @@ class SweepSpec:
     def from_dict(cls, values: Mapping[str, Any], where: str = "sweep") -> SweepSpec:
         """Read the attributes by name; every other key is a run field that all trials share."""
         base = dict(values)
-        own = {f.name: base.pop(f.name) for f in dataclasses.fields(cls) if f.name in base}
-        own.pop("base", None)
+        names = {f.name for f in dataclasses.fields(cls)} - {"base"}
+        own = {name: base.pop(name) for name in names & base.keys()}
         search = own.pop("search", None)
         if not isinstance(search, Mapping) or not search or not all(isinstance(key, str) for key in search):
             raise BakeoffError(
