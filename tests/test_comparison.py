@@ -363,7 +363,7 @@ def test_other_training_rows_make_another_row_and_a_note(tmp_path):
     write_run(tmp_path, "dense", range(41), fingerprint="e" * 64, folder="again")
     group = group_of(tmp_path)
     assert {row.label for row in group.rows} == {"dense (data=ffffffff)", "dense (data=eeeeeeee)"}
-    assert any("not all trained on the same rows" in note for note in group.notes)
+    assert any("were trained on other rows" in note for note in group.notes)
 
 
 def test_a_repeated_seed_counts_once_and_the_later_run_stands(tmp_path):
@@ -470,6 +470,25 @@ def test_one_seed_of_two_that_did_not_learn(tmp_path):
         group_of(tmp_path).verdict[0]
         == "No attention learned the task in all of its runs, so there is nothing to choose."
     )
+
+
+def test_one_seed_beside_several_is_said_of_that_line(tmp_path):
+    for seed in (1, 2, 3):
+        write_run(tmp_path, "dense", range(20 + seed), seed=seed)
+    write_run(tmp_path, "performer", range(10, 40), seed=1)
+    said = " ".join(group_of(tmp_path).verdict)
+    assert "There is one seed of performer: intervals are for the evaluation rows alone there" in said
+    assert "With one seed," not in said
+
+
+def test_seeds_of_one_file_under_two_names_are_one_line(tmp_path):
+    for seed, name in ((1, "a.csv"), (2, "./a.csv")):
+        folder = write_run(tmp_path, "dense", range(20), seed=seed)
+        record = json.loads((folder / "run.json").read_text())
+        record["spec"]["train_file"] = record["spec"]["eval_file"] = name
+        (folder / "run.json").write_text(json.dumps(record))
+    [row] = group_of(tmp_path).rows
+    assert (row.label, len(row.runs)) == ("dense", 2)
 
 
 def test_f1_is_shown_where_the_task_has_it(tmp_path):

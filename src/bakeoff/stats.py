@@ -36,7 +36,7 @@ class Difference(NamedTuple):
         value: the difference.
         low: the lower end of its interval.
         high: the upper end.
-        p: of the two being equally accurate.
+        p: how often two that are equally accurate would differ by as much, or more.
         smallest: the difference that a comparison as exact as this one finds in four cases of five.
     """
 

@@ -31,7 +31,7 @@ def grouped(found: Iterable[Run], failures: Sequence[Failure]) -> list[Group]:
 
 
 def _evaluation_key(run: Run) -> str:
-    """Equal for runs that were asked the very same questions."""
+    """Equal for runs that were asked the same questions, as far as records show their texts."""
     p = run.predictions
     asked = [run.data.task, run.data.labels, p.ids, p.labels, p.texts]
     return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
@@ -40,13 +40,13 @@ def _evaluation_key(run: Run) -> str:
 def _settings(run: Run) -> dict[tuple[str, str], str]:
     """What tells rows apart: the attention's options, the data, and every field that decides a result.
 
-    The seed does not. Keys are ("attention", option) and ("run", field), which sort in that order.
+    The seed does not, nor how the data's files are called. Keys are ("attention", option) and ("run", field),
+    which sort in that order.
     """
     spec = run.record.spec
     # A field that is null says as much as one that an older record does not know.
-    fields = {
-        k: v for k, v in spec.items() if v is not None and k not in {*NOT_IDENTITY, "seed", "attention"}
-    }
+    aside = {*NOT_IDENTITY, "seed", "attention", "train_file", "eval_file"}
+    fields = {k: v for k, v in spec.items() if v is not None and k not in aside}
     values = {("run", k): v for k, v in {"data": run.data.fingerprint[:8], **fields}.items()}
     return {
         key: json.dumps(v)
@@ -79,7 +79,10 @@ def _group(members: Sequence[Run], failures: Sequence[Failure]) -> Group:
         ]
     )
     if len({run.data.fingerprint for seeds in kept for run in seeds}) > 1:
-        notes.append("These runs share their evaluation rows but were not all trained on the same rows.")
+        notes.append(
+            "These runs share their evaluation rows, by number, label and beginning, but were trained on "
+            "other rows, or the texts differ further on."
+        )
     group = Group(
         name=plain(first.data.task),
         evaluated=_evaluated(first.data, len(first.labels)),

@@ -202,7 +202,8 @@ COLUMNS: tuple[Column, ...] = (
         "p",
         _best_text,
         lambda r: r.to_best.p if r.to_best else None,
-        "of being as accurate as the best: a paired test on the same rows, adjusted by Holm's method",
+        "how often one as accurate as the best would be this far from it: a paired test on the same rows, "
+        "adjusted by Holm's method",
     ),
     Column("seeds", lambda r: str(len(r.runs)), lambda r: len(r.runs), "runs averaged, one a seed"),
     Column(

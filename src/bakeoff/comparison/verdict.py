@@ -153,10 +153,16 @@ def _doubts(group: Group, learned: Sequence[Row]) -> list[str]:
             f"{shown} {few}tell a difference of {size} from chance four times in five, a smaller one less "
             "often."
         )
-    if any(len(row.runs) == 1 for row in learned):
+    single = [row.label for row in learned if len(row.runs) == 1]
+    if single and len(single) == len(learned):
         said.append(
             "With one seed, intervals and p are for the evaluation rows alone; another seed may move figures "
             "further."
+        )
+    elif single:
+        said.append(
+            f"There is one seed of {_listed(single)}: intervals are for the evaluation rows alone there, and "
+            "p takes other seeds to spread as those of the line compared with."
         )
     if not group.same_machine:
         said.append("The runs differ in device, threads or precision, so their seconds are not compared.")
