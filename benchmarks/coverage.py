@@ -3,9 +3,10 @@
     python benchmarks/coverage.py --repetitions 10000
 
 A run answers a row right where the row's difficulty (shared by all runs), the mechanism's liking for it
-(shared by its seeds), luck, and the level of the seed add up to more than 0; the parts are normal. Lines
-printed first say on how many rows two seeds, and two mechanisms, then differ. The truth is that of all rows
-and all seeds. A share p of R repetitions has a standard error of sqrt(p (1 - p) / R).
+(shared by its seeds), luck, and the level of the seed add up to more than 0; the parts are normal. Of a
+seed's level, a part is the mechanism's own, and a part moves all mechanisms alike. Lines printed first say on
+how many rows two seeds, and two mechanisms, then differ. The truth is that of all rows and all seeds. A share
+p of R repetitions has a standard error of sqrt(p (1 - p) / R).
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ ROWS = (200, 872, 5000)
 ACCURACIES = (0.6, 0.85, 0.95)
 SPREADS = (0.0, 0.5, 2.0)  # of seeds, the standard deviation of their accuracies in points
 SEEDS = (1, 2, 3, 5)
+SHARED = 0.8  # of the seeds' variance, the part that moves all mechanisms alike
 PAIRS = ((1, 1), (2, 2), (3, 3), (5, 5), (3, 1), (5, 2))
 APART = ((1, 1), (3, 3))
 ROW, LIKING = 0.8, 0.1  # shares of the variance of an answer; the rest is luck
@@ -42,19 +44,30 @@ F1 = {  # shares of the classes, accuracy of a run
 
 
 def runs(
-    rng: np.random.Generator, rows: int, mechanisms: Sequence[tuple[float, float]], seeds: int
+    rng: np.random.Generator,
+    rows: int,
+    mechanisms: Sequence[tuple[float, float]],
+    seeds: int,
+    shared: float = SHARED,
 ) -> list[NDArray[np.bool_]]:
     """Right answers, (seeds, rows), of mechanisms by their accuracy and its spread over seeds in points."""
     difficulty = rng.standard_normal(rows, dtype=np.float32) * math.sqrt(ROW)
+    common = rng.standard_normal((seeds, 1)) * math.sqrt(shared)
     right = []
     for accuracy, spread in mechanisms:
         level = norm.ppf(accuracy)
         sigma = spread / 100 / norm.pdf(level)
         liked = difficulty + rng.standard_normal(rows, dtype=np.float32) * math.sqrt(LIKING)
         luck = rng.standard_normal((seeds, rows), dtype=np.float32) * math.sqrt(1 - ROW - LIKING)
-        own = rng.standard_normal((seeds, 1), dtype=np.float32) * sigma + level * math.sqrt(1 + sigma**2)
+        own = common + rng.standard_normal((seeds, 1)) * math.sqrt(1 - shared)
+        own = own * sigma + level * math.sqrt(1 + sigma**2)
         right.append(liked + luck + own.astype(np.float32) > 0)
     return right
+
+
+def compared(a: NDArray[np.bool_], b: NDArray[np.bool_], comparisons: int = 1) -> stats.Difference:
+    """As a comparison does it, which pairs the seeds of two lines that have the same."""
+    return stats.paired_difference(a, b, comparisons, same_seeds=len(a) == len(b))
 
 
 def agreement(accuracy: float) -> tuple[float, float]:
@@ -87,10 +100,9 @@ def one_and_two(repetitions: int) -> None:
                 low, high = stats.mean_interval(a[:seeds])
                 covered[key][seeds] += low <= accuracy <= high
             for pair in PAIRS:
-                difference = stats.paired_difference(a[: pair[0]], b[: pair[1]])
-                found[key][pair] += difference.p < stats.ALPHA
+                found[key][pair] += compared(a[: pair[0]], b[: pair[1]]).p < stats.ALPHA
             for pair in APART:
-                difference = stats.paired_difference(a[: pair[0]], less[: pair[1]])
+                difference = compared(a[: pair[0]], less[: pair[1]])
                 held[key][pair] += difference.low <= GAIN <= difference.high
             found[key]["exact"] += exact(a[0], b[0]) < stats.ALPHA
         progress(key)
@@ -107,6 +119,24 @@ def one_and_two(repetitions: int) -> None:
     show("Coverage of the interval of a difference", [*heads, *apart], held, APART, repetitions)
 
 
+def pairing(repetitions: int) -> None:
+    """Equals, and two that are half of `GAIN` apart, by the part of their seeds' variance that they share."""
+    found: dict[tuple[str, ...], Counter] = defaultdict(Counter)
+    rows, spread, counts = 5000, 1.0, (2, 3, 5)
+    for shared, gap in itertools.product((0.0, 0.5, 0.8, 0.95), (0.0, GAIN / 2)):
+        rng = np.random.default_rng(0)
+        key = (f"{100 * shared:.0f}", f"{100 * gap:.0f}")
+        for _ in range(repetitions):
+            a, b = runs(rng, rows, [(0.85, spread), (0.85 - gap, spread)], max(counts), shared)
+            for seeds, same in itertools.product(counts, (False, True)):
+                difference = stats.paired_difference(a[:seeds], b[:seeds], same_seeds=same)
+                found[key][seeds, same] += difference.p < stats.ALPHA
+        progress(key)
+    columns = list(itertools.product(counts, (False, True)))
+    names = [f"{seeds}{', paired' * same}" for seeds, same in columns]
+    show("Told apart", ["shared %", "apart, points", *names], found, columns, repetitions)
+
+
 def unlike(repetitions: int) -> None:
     """Two mechanisms that are equally good on the mean, of which the seeds of the second differ far more."""
     found: dict[tuple[str, ...], Counter] = defaultdict(Counter)
@@ -116,8 +146,7 @@ def unlike(repetitions: int) -> None:
         for _ in range(repetitions):
             a, b = runs(rng, rows, [(0.85, 0.3), (0.85, 2.0)], max(SEEDS))
             for pair in pairs:
-                difference = stats.paired_difference(a[: pair[0]], b[: pair[1]])
-                found[(f"{rows:,}",)][pair] += difference.p < stats.ALPHA
+                found[(f"{rows:,}",)][pair] += compared(a[: pair[0]], b[: pair[1]]).p < stats.ALPHA
         progress([f"{rows:,}"])
     names = [f"{a} : {b}" for a, b in pairs]
     show("False positives of equals of unlike spread", ["rows", *names], found, pairs, repetitions)
@@ -165,7 +194,7 @@ def several(repetitions: int) -> None:
         for _ in range(repetitions // 2):
             right = runs(rng, rows, [(accuracy, 0.5 if seeds > 1 else 0.0)] * mechanisms, seeds)
             right.sort(key=lambda run: -run.mean())
-            pairs = [stats.paired_difference(a, b).p for a, b in itertools.combinations(right, 2)]
+            pairs = [compared(a, b).p for a, b in itertools.combinations(right, 2)]
             low, high = stats.mean_interval(right[0])
             to_best = slice(mechanisms - 1)
             counts[key]["unadjusted"] += min(pairs[to_best]) < stats.ALPHA
@@ -198,15 +227,15 @@ def power(repetitions: int) -> None:
             rng = np.random.default_rng(0)
             spread = 0.5 if seeds > 1 else 0.0
 
-            def compared(gap: float, k: int = comparisons) -> stats.Difference:
+            def apart(gap: float, k: int = comparisons) -> stats.Difference:
                 a, b = runs(rng, rows, [(accuracy, spread), (accuracy - gap, spread)], seeds)  # noqa: B023
-                return stats.paired_difference(a, b, k)
+                return compared(a, b, k)
 
             gap = 0.0
             for _ in range(3):  # rows on which two differ grow with the difference
-                gap = float(np.mean([compared(gap).smallest for _ in range(100)]))
+                gap = float(np.mean([apart(gap).smallest for _ in range(100)]))
             limit = stats.ALPHA / comparisons
-            hits = sum(compared(gap).p < limit for _ in range(repetitions // 2))
+            hits = sum(apart(gap).p < limit for _ in range(repetitions // 2))
             counts[*key, f"{comparisons}", f"{100 * gap:.1f}"]["found"] += hits
         progress(key)
     show(
@@ -242,6 +271,7 @@ def progress(key: Sequence[str]) -> None:
 
 PARTS: dict[str, Callable[[int], None]] = {
     "one-and-two": one_and_two,
+    "pairing": pairing,
     "unlike": unlike,
     "f1": f1,
     "several": several,
@@ -250,7 +280,7 @@ PARTS: dict[str, Callable[[int], None]] = {
 
 
 def main(repetitions: int = 10_000, part: str = "") -> None:
-    """Simulate and print; `part` is one of one-and-two, unlike, f1, several and power, all unless given."""
+    """Simulate and print; `part` is one of `PARTS`, all unless given."""
     for accuracy in ACCURACIES:
         seeds, mechanisms = agreement(accuracy)
         print(f"{100 * accuracy:.0f} %: two seeds differ on {seeds:.3f}, two mechanisms on {mechanisms:.3f}")

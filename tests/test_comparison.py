@@ -10,7 +10,7 @@ from rich.console import Console
 
 import fixture_runs
 from bakeoff import comparison as comparing
-from bakeoff import runs
+from bakeoff import runs, stats
 from bakeoff.comparison import compare
 from bakeoff.comparison.text import p_text
 from bakeoff.errors import BakeoffError
@@ -479,6 +479,23 @@ def test_one_seed_beside_several_is_said_of_that_line(tmp_path):
     said = " ".join(group_of(tmp_path).verdict)
     assert "There is one seed of performer: intervals are for the evaluation rows alone there" in said
     assert "With one seed," not in said
+
+
+def test_the_same_seeds_are_paired_in_whatever_order_they_were_made(tmp_path):
+    """Wrong answers of seeds that differ by far more than the two mechanisms do."""
+    for order, (name, more) in zip(((1, 2, 3), (3, 1, 2)), (("dense", 0), ("performer", 8)), strict=True):
+        for minute, seed in enumerate(order):
+            folder = write_run(tmp_path, name, range(30 * seed, 60 * seed + more + seed % 2), seed=seed)
+            record = json.loads((folder / "run.json").read_text())
+            record["started"] = f"2026-01-01T00:0{minute}:00+00:00"
+            (folder / "run.json").write_text(json.dumps(record))
+    dense, performer = group_of(tmp_path).rows
+    expected = stats.paired_difference(dense.correct, performer.correct, same_seeds=True)
+    assert performer.to_best == expected
+    assert expected.p < 0.01 < 0.5 < stats.paired_difference(dense.correct, performer.correct).p
+    write_run(tmp_path, "performer", range(10, 40), seed=4)
+    dense, performer = group_of(tmp_path).rows
+    assert performer.to_best == stats.paired_difference(dense.correct, performer.correct)
 
 
 def test_seeds_of_one_file_under_two_names_are_one_line(tmp_path):

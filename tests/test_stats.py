@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import numpy as np
@@ -162,6 +163,33 @@ def test_runs_that_differ_by_seed_alone_get_students_test(seeds):
     assert (found.low, found.high) == pytest.approx((ends.low, ends.high), rel=0.002)
 
 
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+def test_the_same_seeds_get_students_test_of_their_differences(seeds):
+    rng = np.random.default_rng(5)
+    both = rng.normal(0, 0.05, seeds)
+    a, b = (both + rng.normal(mean, 0.01, seeds) for mean in (0.88, 0.86))
+    expanded = [np.arange(100_000) < 100_000 * x[:, None] for x in (a, b)]
+    found = stats.paired_difference(*expanded, same_seeds=True)
+    expected = scipy.stats.ttest_rel(a, b)
+    ends = expected.confidence_interval()
+    assert found.p == pytest.approx(expected.pvalue, rel=0.03)  # rows have an error too, if a small one
+    assert (found.low, found.high) == pytest.approx((ends.low, ends.high), abs=0.001)
+    assert stats.paired_difference(*expanded).p > 1.5 * found.p
+
+
+def test_differences_of_the_same_seeds_are_analysed_as_values_of_one_mechanism_are():
+    a, b = right(np.random.default_rng(0), 60, [(0.7, 5.0)] * 2, 3)
+    rows, seeds, interaction = mean_squares(a.astype(int) - b)
+    d = a.mean(axis=0) - b.mean(axis=0)
+    rows = (d @ d / 62 - (d.sum() / 62) ** 2) / 62 - interaction + 1 / 62**2
+    assert rows > 1 / 62**2 < interaction  # or neither could be seen to be missing
+    normal, few = scipy.stats.norm.isf(0.025), scipy.stats.t.isf(0.025, 2)
+    z = (normal * rows + few * seeds) / (rows + seeds)
+    found = stats.paired_difference(a, b, same_seeds=True)
+    assert found.high - found.value == pytest.approx(z * math.sqrt(rows + seeds))
+    assert stats.paired_difference(a[0], b[0], same_seeds=True) == stats.paired_difference(a[0], b[0])
+
+
 def test_a_single_seed_has_the_spread_and_the_interaction_of_the_others():
     """Three seeds against one: variances of the difference are those of three, and three times as much."""
     rng = np.random.default_rng(8)
@@ -241,16 +269,18 @@ def test_runs_that_agree_everywhere_still_have_an_interval():
         assert 0.005 < difference.high < 0.05
 
 
-def right(rng, rows, mechanisms, seeds):
+def right(rng, rows, mechanisms, seeds, shared=0.0):
     """Right answers (seeds, rows) of mechanisms by accuracy and its spread over seeds in points.
 
     Rows differ in difficulty, so that two seeds of 85 % differ on 8 % of the rows and two mechanisms on 12 %.
+    `shared` is the part of the seeds' variance that moves all mechanisms alike.
     """
-    difficulty = rng.normal(0, math.sqrt(0.8), rows)
+    difficulty, common = rng.normal(0, math.sqrt(0.8), rows), rng.normal(0, math.sqrt(shared), (seeds, 1))
     for accuracy, spread in mechanisms:
         level = scipy.special.ndtri(accuracy)
         sigma = spread / 100 * math.sqrt(2 * math.pi) * math.exp(level**2 / 2)
-        own = rng.normal(level * math.sqrt(1 + sigma**2), sigma, (seeds, 1))
+        own = common + rng.normal(0, math.sqrt(1 - shared), (seeds, 1))
+        own = level * math.sqrt(1 + sigma**2) + sigma * own
         liked = difficulty + rng.normal(0, math.sqrt(0.1), rows)
         yield liked + rng.normal(0, math.sqrt(0.1), (seeds, rows)) + own > 0
 
@@ -297,6 +327,23 @@ def test_five_in_a_hundred_equals_are_told_apart(spread):
         assert found.pop(seeds) < 0.05 + SLACK
     for share in found.values():
         assert abs(share - 0.05) < SLACK
+
+
+def test_the_same_seeds_tell_equals_apart_as_seldom_and_others_apart_more_often():
+    rng = np.random.default_rng(3)
+    told = dict.fromkeys(itertools.product((3, 5), (0.0, 0.9), (0.0, 0.01), (False, True)), 0)
+    for shared, gap in itertools.product((0.0, 0.9), (0.0, 0.01)):
+        for _ in range(REPETITIONS):
+            a, b = right(rng, 1000, [(0.85, 1.5), (0.85 - gap, 1.5)], 5, shared)
+            for seeds, same in itertools.product((3, 5), (False, True)):
+                p = stats.paired_difference(a[:seeds], b[:seeds], same_seeds=same).p
+                told[seeds, shared, gap, same] += p < 0.05
+    told = {key: count / REPETITIONS for key, count in told.items()}
+    for seeds, shared in itertools.product((3, 5), (0.0, 0.9)):
+        assert 0.02 < told[seeds, shared, 0.0, True] < 0.05 + SLACK
+    for seeds in (3, 5):
+        assert told[seeds, 0.9, 0.0, False] < 0.02  # what pairing is for
+        assert told[seeds, 0.9, 0.01, True] > 1.5 * told[seeds, 0.9, 0.01, False]
 
 
 def test_in_five_of_a_hundred_tables_of_five_equals_a_pair_is_told_apart():

@@ -83,23 +83,34 @@ def mcnemar(correct_a: ArrayLike, correct_b: ArrayLike) -> float:
     return float(less + seen)  # each of two sides: all that is less, and half of what was seen
 
 
-def paired_difference(correct_a: ArrayLike, correct_b: ArrayLike, comparisons: int = 1) -> Difference:
+def paired_difference(
+    correct_a: ArrayLike, correct_b: ArrayLike, comparisons: int = 1, *, same_seeds: bool = False
+) -> Difference:
     """Compare two mechanisms on the same rows; arrays of shape (seeds, n), the seeds may differ in number.
 
-    One seed each: McNemar's mid-p. More: a t-test with the errors of rows and seeds, as the module says.
-    Seeds are not paired, as the same seed in two mechanisms shares little. Where one of the two has a single
-    seed, its spread over seeds is taken to be the other's. The rows' variance counts half a row more in each
-    cell of the 2 x 2 table (Agresti and Min 2005), so that runs which agree everywhere have an interval.
+    One seed each: McNemar's mid-p. More: a t-test with the errors of rows and seeds, as the module says. A
+    seed decides the order of the rows and the classifier's start, which moves all mechanisms alike: of the
+    same seeds, it is the differences whose variance is analysed. Other seeds are not paired; where one of the
+    two has a single one, its spread over seeds is taken to be the other's. The rows' variance counts half a
+    row more in each cell of the 2 x 2 table (Agresti and Min 2005), so that runs which agree everywhere have
+    an interval.
 
-    `comparisons` is how many p-values will be adjusted together, which `smallest` allows for.
+    Args:
+        correct_a: whether a is right, (seeds, n) or (n,).
+        correct_b: whether b is.
+        comparisons: how many p-values will be adjusted together, which `smallest` allows for.
+        same_seeds: whether the two were trained with the same seeds, given in the same order.
     """
     from scipy.special import ndtri
 
-    a, b = (np.atleast_2d(x) for x in (correct_a, correct_b))
-    several = [(_seeds(x), len(x)) for x in (a, b) if len(x) > 1]
+    a, b = (np.atleast_2d(x).astype(float) for x in (correct_a, correct_b))
+    varying = (a - b,) if same_seeds else (a, b)
+    several = [(_seeds(x), len(x)) for x in varying if len(x) > 1]
     interaction = sum(between for (between, _), _ in several)
     seeds = [found for (_, found), _ in several if found]
-    if len(several) == 1:  # variances of a mean over S seeds and of a single one are as 1 to S
+    if (
+        len(several) == 1 and not same_seeds
+    ):  # variances of a mean over S seeds and of a single one are as 1 to S
         interaction *= 1 + several[0][1]
         seeds = [(seeds[0][0] * (1 + several[0][1]), seeds[0][1])]
     d = a.mean(axis=0) - b.mean(axis=0)

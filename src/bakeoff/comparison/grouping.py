@@ -70,7 +70,7 @@ def _group(members: Sequence[Run], failures: Sequence[Failure]) -> Group:
                 f"{plain(seeds[run.seed].record.id)} is left out: a later run has the same settings and seed."
             )
         seeds[run.seed] = run
-    kept = [tuple(seeds.values()) for seeds in by_settings.values()]
+    kept = [tuple(run for _, run in sorted(seeds.items())) for seeds in by_settings.values()]
     lengths = _lengths(first.predictions.tokens)
     rows = _tested(
         [
@@ -187,8 +187,11 @@ def _tested(rows: Sequence[Row]) -> list[Row]:
     best = next((row for row in ranked if row.fault is None), ranked[0])
     order = [best, *(row for row in ranked if row is not best)]
     pairs = list(itertools.combinations(range(len(order)), 2))
-    correct = [row.correct for row in order]
-    differences = [stats.paired_difference(correct[a], correct[b], len(pairs)) for a, b in pairs]
+    correct, seeds = [row.correct for row in order], [[run.seed for run in row.runs] for row in order]
+    differences = [
+        stats.paired_difference(correct[a], correct[b], len(pairs), same_seeds=seeds[a] == seeds[b])
+        for a, b in pairs
+    ]
     adjusted = stats.holm([difference.p for difference in differences])
     for row, difference, p in zip(order[1:], differences, adjusted, strict=False):  # the best's come first
         ranked[ranked.index(row)] = dataclasses.replace(row, to_best=difference._replace(p=p))
