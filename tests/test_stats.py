@@ -177,17 +177,30 @@ def test_the_same_seeds_get_students_test_of_their_differences(seeds):
     assert stats.paired_difference(*expanded).p > 1.5 * found.p
 
 
-def test_differences_of_the_same_seeds_are_analysed_as_values_of_one_mechanism_are():
-    a, b = right(np.random.default_rng(0), 60, [(0.7, 5.0)] * 2, 3)
+@pytest.mark.parametrize("count", [2, 3, 4])
+def test_differences_of_the_same_seeds_get_an_analysis_of_variance(count):
+    """Two seeds as a mechanism's own do; of more, luck is part of the rows' error, and the rest is theirs."""
+    a, b = right(np.random.default_rng(1), 60, [(0.7, 9.0)] * 2, count)
     rows, seeds, interaction = mean_squares(a.astype(int) - b)
     d = a.mean(axis=0) - b.mean(axis=0)
-    rows = (d @ d / 62 - (d.sum() / 62) ** 2) / 62 - interaction + 1 / 62**2
-    assert rows > 1 / 62**2 < interaction  # or neither could be seen to be missing
-    normal, few = scipy.stats.norm.isf(0.025), scipy.stats.t.isf(0.025, 2)
+    rows = (d @ d / 62 - (d.sum() / 62) ** 2) / 62
+    assert min(rows, seeds) > interaction > 0  # or it could not be seen to be missing
+    if count == 2:
+        rows -= interaction
+    else:
+        seeds -= interaction
+    rows += 1 / 62**2
+    normal, few = scipy.stats.norm.isf(0.025), scipy.stats.t.isf(0.025, count - 1)
     z = (normal * rows + few * seeds) / (rows + seeds)
     found = stats.paired_difference(a, b, same_seeds=True)
     assert found.high - found.value == pytest.approx(z * math.sqrt(rows + seeds))
     assert stats.paired_difference(a[0], b[0], same_seeds=True) == stats.paired_difference(a[0], b[0])
+
+
+def test_seeds_that_differ_by_luck_alone_leave_the_rows_error():
+    a, b = (np.tile(np.arange(60) < right, (3, 1)) for right in (50, 44))
+    found = stats.paired_difference(a, b, same_seeds=True)
+    assert found.high == pytest.approx(stats.paired_difference(a[0], b[0]).high)
 
 
 def test_a_single_seed_has_the_spread_and_the_interaction_of_the_others():

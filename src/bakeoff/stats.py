@@ -90,8 +90,9 @@ def paired_difference(
 
     One seed each: McNemar's mid-p. More: a t-test with the errors of rows and seeds, as the module says. A
     seed decides the order of the rows and the classifier's start, which moves all mechanisms alike: of the
-    same seeds, it is the differences whose variance is analysed. Other seeds are not paired; where one of the
-    two has a single one, its spread over seeds is taken to be the other's. The rows' variance counts half a
+    same seeds, it is the differences whose variance is analysed, and of three or more only what exceeds luck
+    counts as known by few. Other seeds are not paired; where one of the two has a single one, its spread over
+    seeds is taken to be the other's. The rows' variance counts half a
     row more in each cell of the 2 x 2 table (Agresti and Min 2005), so that runs which agree everywhere have
     an interval.
 
@@ -108,11 +109,14 @@ def paired_difference(
     several = [(_seeds(x), len(x)) for x in varying if len(x) > 1]
     interaction = sum(between for (between, _), _ in several)
     seeds = [found for (_, found), _ in several if found]
-    if (
-        len(several) == 1 and not same_seeds
-    ):  # variances of a mean over S seeds and of a single one are as 1 to S
-        interaction *= 1 + several[0][1]
-        seeds = [(seeds[0][0] * (1 + several[0][1]), seeds[0][1])]
+    if len(several) == 1:
+        [(variance, freedom)] = seeds
+        if not same_seeds:  # variances of a mean over S seeds and of a single one are as 1 to S
+            interaction *= 1 + several[0][1]
+            seeds = [(variance * (1 + several[0][1]), freedom)]
+        elif freedom > 1:  # what luck adds to the seeds' spread is known as well as the rows' error
+            seeds = [(max(0.0, variance - interaction), freedom)]
+            interaction = 0.0
     d = a.mean(axis=0) - b.mean(axis=0)
     n = len(d) + 2
     rows = max(0.0, float(d @ d / n - (d.sum() / n) ** 2) / n - interaction) + 1 / n**2
