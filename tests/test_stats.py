@@ -342,7 +342,7 @@ def test_five_in_a_hundred_equals_are_told_apart(spread):
         assert abs(share - 0.05) < SLACK
 
 
-def test_the_same_seeds_tell_equals_apart_as_seldom_and_others_apart_more_often():
+def test_equals_of_the_same_seeds_are_told_apart_as_seldom_and_others_more_often():
     rng = np.random.default_rng(3)
     told = dict.fromkeys(itertools.product((3, 5), (0.0, 0.9), (0.0, 0.01), (False, True)), 0)
     for shared, gap in itertools.product((0.0, 0.9), (0.0, 0.01)):
