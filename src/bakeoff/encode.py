@@ -9,7 +9,7 @@ import json
 import math
 import uuid
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -177,11 +177,27 @@ def tokenize(
     return columns, whole
 
 
+def special_tokens(tokenizer: Any, texts: int) -> int:
+    """How many tokens are added to one or two texts."""
+    with _said():
+        return int(tokenizer.num_special_tokens_to_add(pair=texts > 1))
+
+
+@contextlib.contextmanager
+def _said() -> Iterator[None]:
+    """A line in place of what is raised by a tokenizer whose files say what it cannot do."""
+    try:
+        yield
+    except BaseException as error:
+        # Rust's panics are no Exception, so that none but who knows them catches them.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise BakeoffError(f"the tokenizer cannot take these texts ({error}); save it again.") from error
+
+
 def _tokenize(tokenizer: Any, texts: Sequence[tuple[str, ...]], **options: Any) -> dict[str, list[list[int]]]:
     columns = (list(column) for column in zip(*texts, strict=True))
-    # Not verbose: that a text is longer than the encoder's positions is for the truncation to cure.
-    try:
+    with _said():
+        # Not verbose: that a text is longer than the encoder's positions is for the truncation to cure.
         encoded = tokenizer(*columns, return_attention_mask=False, verbose=False, **options)
-    except Exception as error:  # of a tokenizer whose files say what it cannot do
-        raise BakeoffError(f"the tokenizer cannot take these texts ({error}); save it again.") from error
     return {name: encoded[name] for name in ("input_ids", "token_type_ids") if name in encoded}

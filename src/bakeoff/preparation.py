@@ -62,7 +62,7 @@ def prepare(spec: RunSpec, cache: Path | None = None) -> Prepared:
     task = tasks.load(spec)
     tokenizer = checkpoints.load_tokenizer(spec.model_name_or_path)
     assert spec.max_length is not None  # resolved  # noqa: S101
-    special = tokenizer.num_special_tokens_to_add(pair=len(task.train.texts[0]) > 1)
+    special = encode.special_tokens(tokenizer, len(task.train.texts[0]))
     if spec.max_length <= special:
         raise BakeoffError(
             f"max_length {spec.max_length}, but {special} tokens are special ones, which leaves no text; "
