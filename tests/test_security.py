@@ -531,7 +531,7 @@ def test_a_run_folder_that_is_none_is_a_line(made, tmp_path):
     ):
         make()
         for start in (train.run, lambda spec, progress: list(grid.run([spec], progress=progress))):
-            with pytest.raises(BakeoffError, match=r"cannot write to .*remove it, or|is a symbolic link"):
+            with pytest.raises(BakeoffError, match=r"cannot write to .*mend that, or|is a symbolic link"):
                 start(spec, progress=False)
         folder.rename(tmp_path / uuid.uuid4().hex)
 

@@ -8,7 +8,6 @@ import functools
 import gc
 import json
 import math
-import os
 import shutil
 import sys
 from collections.abc import Mapping
@@ -157,22 +156,29 @@ class _Phases:
         except Exception as error:
             if checkpoint is None or self.meter.stepped or env.is_out_of_memory(error):
                 raise
-            raise UnusableError(checkpoint, error) from error
+            raise _put_aside(checkpoint, error) from error
         return trainer.state
 
 
 class UnusableError(RuntimeError):
-    """What a run would start from fails it; put aside, or it would do so for ever."""
+    """What a run would start from fails it, and was put aside."""
 
-    def __init__(self, path: Path, error: Exception) -> None:
-        aside = path.with_name(f"unusable-{path.name}")
+
+def _put_aside(path: Path, error: Exception) -> UnusableError:
+    """Take out of the way what a run would fail at for ever; nothing of it is lost."""
+    aside = path.with_name(f"unusable-{path.name}")
+    try:
+        path.rename(aside)
+    except FileNotFoundError:  # another process of the run was first
+        pass
+    except OSError:  # there is one of an earlier time
         shutil.rmtree(aside, ignore_errors=True)
-        with contextlib.suppress(OSError):  # another process does the same
-            os.rename(path, aside)
-        super().__init__(
-            f"{path} could not be resumed from ({one_line(error)}) and is now {aside.name}; run it again to "
-            "start before it, or, if the fault lay elsewhere, name it back first"
-        )
+        with contextlib.suppress(OSError):
+            path.rename(aside)
+    return UnusableError(
+        f"{path} could not be resumed from ({one_line(error)}) and is now {aside.name}; run it again to "
+        "start before it, or, if the fault lay elsewhere, name it back first"
+    )
 
 
 def _load(model: PreTrainedModel, folder: Path) -> None:
@@ -182,7 +188,7 @@ def _load(model: PreTrainedModel, folder: Path) -> None:
     except (OSError, RuntimeError, SafetensorError) as error:
         if env.is_out_of_memory(error):
             raise
-        raise UnusableError(folder, error) from error
+        raise _put_aside(folder, error) from error
 
 
 def _share_of_loss(outputs: Any, labels: Tensor, num_items_in_batch: Tensor) -> Tensor:

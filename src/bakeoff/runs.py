@@ -247,7 +247,7 @@ def lock(folder: Path) -> Iterator[None]:
         raise BusyError(f"{folder} is being made by another process.") from None
     except OSError as error:
         raise BakeoffError(
-            f"cannot write to {folder} ({error.strerror}); remove it, or choose another --output-dir."
+            f"cannot write to {folder} ({error.strerror}); mend that, or choose another --output-dir."
         ) from None
     try:
         yield

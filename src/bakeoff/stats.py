@@ -92,9 +92,8 @@ def paired_difference(
     seed decides the order of the rows and the classifier's start, which moves all mechanisms alike: of the
     same seeds, it is the differences whose variance is analysed, and of three or more only what exceeds luck
     counts as known by few. Other seeds are not paired; where one of the two has a single one, its spread over
-    seeds is taken to be the other's. The rows' variance counts half a
-    row more in each cell of the 2 x 2 table (Agresti and Min 2005), so that runs which agree everywhere have
-    an interval.
+    seeds is taken to be the other's. The rows' variance counts half a row more in each cell of the 2 x 2
+    table (Agresti and Min 2005), so that runs which agree everywhere have an interval.
 
     Args:
         correct_a: whether a is right, (seeds, n) or (n,).

@@ -181,7 +181,7 @@ def _tested(rows: Sequence[Row]) -> list[Row]:
 
     The best is picked by the very figures that are tested, so every pair might have been. p is adjusted for
     all pairs (García and Herrera 2008): adjusted for those with the best alone, equals would be told apart
-    in 9 % of tables of five.
+    in 6 to 8 % of tables of five.
     """
     ranked = sorted(rows, key=lambda row: (-row.accuracy.value, row.train_seconds))
     best = next((row for row in ranked if row.fault is None), ranked[0])
