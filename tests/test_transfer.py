@@ -335,6 +335,9 @@ def test_weights_that_the_mechanism_starts_from_are_made_anew(
     record = train.run(spec, progress=False)
     assert record.status == "failed"
     assert f"and is now unusable-{damaged}; run it again" in record.error
+    assert (folder / "checkpoint-16").exists() == (
+        recipe == "late" and damaged == "converted"
+    )  # none else goes
     record = train.run(spec, progress=False)
     assert record.status == "ok", record.error
     assert record.metrics == whole.metrics
