@@ -725,7 +725,7 @@ def test_means_of_segments_are_fp32_and_hold_at_large_weights():
 def test_what_a_mechanism_is_unless_it_says_otherwise():
     attention = Attention(Layer(0, H, H, D, E, 128))
     assert (attention.covers(1), attention.projects_later(1), attention.traced_length(7)) == (False, False, 7)
-    assert (attention.initial_state(), attention.transferable(), attention.layer_input) == ({}, [], {})
+    assert (attention.initial_state(), attention.transferable()) == ({}, [])
     assert attention.full_flops(7) == 4 * H * D * 49
     for function in (lambda: attention.flops(1), lambda: attend(attention, *inputs(1, 3))):
         with pytest.raises(NotImplementedError):

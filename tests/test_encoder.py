@@ -1,9 +1,11 @@
 """Every mechanism in every family, through transformers' own entrances."""
 
+import concurrent.futures
 import copy
 import json
 import subprocess
 import sys
+import threading
 
 import pytest
 import torch
@@ -224,6 +226,32 @@ def test_compile_keeps_the_function(folders, attention):
     with torch.no_grad():
         compiled = torch.compile(model, backend="aot_eager", fullgraph=True)(**inputs).logits
         torch.testing.assert_close(compiled, model(**inputs).logits, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("attention", ["longformer", "linformer"])  # which take the layer's input
+def test_calls_in_threads_do_not_meet(folders, attention):
+    options = {"linformer": {"projected_length": 4, "global_tokens": 1}, "longformer": {"window": 4}}
+    model = checkpoints.load(folders / "bert", attention, attention_options=options[attention])
+    batches = [encoders.batch(B=2, N=30), encoders.batch(B=3, N=9)]
+    with torch.no_grad():
+        alone = [model(**batch).logits for batch in batches]
+        # Both are between a layer's entry and its attention at once.
+        meeting = threading.Barrier(2, timeout=60)
+        query = model.model.get_submodule(model.sites[0].path).query
+
+        def meet(*_):
+            meeting.wait()
+
+        query.register_forward_pre_hook(meet)
+
+        def call(batch):
+            with torch.no_grad():  # which is a thread's own
+                return model(**batch).logits
+
+        with concurrent.futures.ThreadPoolExecutor(2) as threads:
+            together = list(threads.map(call, batches))
+    for one, other in zip(together, alone, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("attention", sorted(ATTENTIONS))

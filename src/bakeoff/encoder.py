@@ -4,7 +4,7 @@ A converted model is a `BakeoffForSequenceClassification` or a `BakeoffForMasked
 own ("bakeoff"), so that it saves and loads exactly, and fails loudly where this library is missing instead
 of turning dense. Inside stands the family's own model with its own weights under their own names, and on each
 attention layer one submodule more, `bakeoff`: the mechanism with its state. One registered attention function
-calls it. Hooks on the layers pack padding away, and leave a layer's input to mechanisms that ask for it.
+calls it. Hooks on the layers pack padding away, and hand a layer's input to mechanisms that ask for it.
 
 Which layers those are is found, not listed: the family's model is built without storage (on torch's meta
 device) and four tokens run through it with a recorder for an attention. A family that accepts the name and
@@ -253,6 +253,7 @@ def _attend(
     scaling: float | None = None,
     global_attention_mask: Tensor | None = None,
     rows: Rows | None = None,
+    layer_input: Mapping[str, Any] | None = None,
     **kwargs: Any,  # what else a family passes: position_ids, sliding_window (see _install), flash settings
 ) -> tuple[Tensor, None]:
     """The attention function that transformers calls, on every converted layer."""
@@ -261,7 +262,7 @@ def _attend(
         raise ValueError(
             f"{type(module).__name__} has no mechanism: convert the model with bakeoff.load or convert."
         )
-    given, mechanism.layer_input = mechanism.layer_input, {}
+    given = layer_input or {}
     if mechanism.dropout is not None:
         dropout = mechanism.dropout if module.training else 0.0
     if global_attention_mask is not None and not (
@@ -291,7 +292,10 @@ def _attend(
 
 
 def _extra(
-    mechanism: mechanisms.Attention, given: dict[str, Any], rows: Rows, global_attention_mask: Tensor | None
+    mechanism: mechanisms.Attention,
+    given: Mapping[str, Any],
+    rows: Rows,
+    global_attention_mask: Tensor | None,
 ) -> list[dict[str, Any]]:
     """What a mechanism takes beside q, k and v, for each batch of `rows`."""
     extra: list[dict[str, Any]] = [{} for _ in rows.row_lengths]
@@ -337,8 +341,6 @@ AttentionMaskInterface.register(_RECORDER, _two_dimensional_mask)
 class _Later(nn.Linear):
     """A family's projection, which can leave its work to a mechanism that has less of it."""
 
-    waits = False
-
     @classmethod
     def of(cls, linear: nn.Linear) -> _Later:
         """A projection with the parameters of `linear`."""
@@ -347,26 +349,26 @@ class _Later(nn.Linear):
         return made
 
     def forward(self, x: Tensor) -> Tensor:
-        """x Wᵀ + b; or the shape of it, once."""
-        if not self.waits:
+        """x Wᵀ + b; or the shape of it, where x says so."""
+        if not getattr(x, "bakeoff_projected_later", False):
             return super().forward(x)
-        self.waits = False
         return x.new_zeros(()).expand(*x.shape[:-1], self.out_features)
 
 
-def _remember_input(
+def _hand_over_input(
     later: Sequence[str], module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> None:
-    """Leave the layer's input with the mechanism. A pre-hook, since it survives checkpointing and compile.
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Hand the layer's input to the mechanism. A pre-hook, since it survives checkpointing and compile.
 
     A mechanism that may project keys and values itself is let to, if the projections named `later` are as
     they were: adapters and quantisation put others in their places, and rotation comes after the projection.
+    All of it goes with the call and its tensors, so that calls in threads do not meet.
     """
     mechanism, projections = getattr(module, NAME), [getattr(module, name) for name in later]
     hidden, rotary = args[0] if args else kwargs["hidden_states"], kwargs.get("position_embeddings")
-    mechanism.layer_input = {"hidden": hidden, "rotary": rotary}
+    layer_input = {"hidden": hidden, "rotary": rotary}
     if not projections:
-        return
+        return args, kwargs | {"layer_input": layer_input}
     rows = kwargs.get("rows")
     n = rows.longest if isinstance(rows, Packed) else hidden.shape[1]
     if isinstance(rows, Traced):  # one graph for all lengths: the longest decides
@@ -374,10 +376,9 @@ def _remember_input(
     plain = all(type(projection) is _Later for projection in projections)
     waits = plain and rotary is None and mechanism.projects_later(n)
     if waits:
-        mechanism.layer_input["projections"] = projections
-    # Said anew for every call: one that broke off may have left its own word behind.
-    for projection in projections:
-        projection.waits = waits
+        layer_input["projections"] = projections
+    hidden.bakeoff_projected_later = waits
+    return args, kwargs | {"layer_input": layer_input}
 
 
 def _find_rows(packs: bool, encoder: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -495,7 +496,7 @@ class _Bakeoff(PreTrainedModel):
         for name in later:
             module.add_module(name, _Later.of(module.get_submodule(name)))
         if mechanism.layer_inputs:
-            module.register_forward_pre_hook(functools.partial(_remember_input, later), with_kwargs=True)
+            module.register_forward_pre_hook(functools.partial(_hand_over_input, later), with_kwargs=True)
 
     def mechanisms(self) -> list[mechanisms.Attention]:
         """The mechanism of each attention layer, in order."""

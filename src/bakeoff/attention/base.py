@@ -52,15 +52,12 @@ class Attention(nn.Module):
     #: where the encoder rotates; `global_BN`, the user's global tokens.
     layer_inputs: frozenset[str] = frozenset()
 
-    #: What `forward` is to receive in the coming call, left here by the bridge.
-    layer_input: dict[str, Any]
     #: Dropout on the attention probabilities in training; None leaves it to the encoder's own config.
     dropout: float | None = None
 
     def __init__(self, layer: Layer) -> None:
         super().__init__()
         self.layer = layer
-        self.layer_input = {}
 
     def forward(
         self,
