@@ -1,7 +1,10 @@
 """Hub layouts read as they are, longer positions, conversions; held against transformers' own classes."""
 
+import json
+
 import pytest
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoModelForSequenceClassification,
     BigBirdForMaskedLM,
@@ -9,6 +12,7 @@ from transformers import (
     BigBirdForSequenceClassification,
     LongformerForMaskedLM,
     LongformerForSequenceClassification,
+    PreTrainedModel,
 )
 
 import encoders
@@ -174,9 +178,37 @@ def test_weights_that_do_not_fit_are_refused(tmp_path):
         checkpoints.load(tmp_path / "cut")
 
 
-def test_a_head_for_other_classes_gives_way(tmp_path):
+def test_a_head_for_more_classes_gives_way(tmp_path):
     encoders.save(tmp_path, "bert")
     assert checkpoints.load(tmp_path, labels=["a", "b", "c"])(**encoders.batch()).logits.shape == (2, 3)
+    own = checkpoints.load(tmp_path)(**encoders.batch()).logits
+    torch.testing.assert_close(checkpoints.load(tmp_path, labels=["a", "b"])(**encoders.batch()).logits, own)
+
+
+def test_padding_is_put_on_the_right_whatever_a_tokenizer_says(tmp_path):
+    """The classifier reads the first token; and a batch would change what a row gives."""
+    tiny.encoder(tmp_path)
+    config = tmp_path / "tokenizer_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"padding_side": "left"}))
+    tokenizer = checkpoints.load_tokenizer(tmp_path)
+    rows = tokenizer.pad({"input_ids": [[2, 5, 6, 3], [2, 3]]}, return_tensors="pt")
+    assert rows["attention_mask"].tolist() == [[1, 1, 1, 1], [1, 1, 0, 0]]
+
+
+def test_a_conversion_that_cannot_be_written_is_one_line_and_leaves_nothing(tmp_path, monkeypatch):
+    tiny.encoder(tmp_path / "base")
+    (tmp_path / "file").touch()
+    with pytest.raises(BakeoffError, match=r"cannot write .*choose another --output"):
+        checkpoints.convert(tmp_path / "base", "dense", tmp_path / "file" / "out")
+
+    def full(self, folder, **kwargs):
+        (folder / "model.safetensors").write_bytes(b"half")
+        raise SafetensorError("No space left on device")
+
+    monkeypatch.setattr(PreTrainedModel, "save_pretrained", full)
+    with pytest.raises(BakeoffError, match="No space left"):
+        checkpoints.convert(tmp_path / "base", "dense", tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "file"]
 
 
 def test_a_converted_folder_takes_dropout_and_its_own_options(tmp_path):
@@ -200,7 +232,8 @@ def test_inspect_refuses_what_load_would(tmp_path):
     assert checkpoints.inspect(tmp_path / "bert", "bigbird").layers == 3
     for base, attention, options, said in [
         ("bert", "longformer", {"window": 7}, "even number"),
-        ("bert", "longformer", {"window": [8]}, "layer 1 has none"),
+        ("bert", "longformer", {"window": [8]}, "lists 1 values; the encoder has 3 attention layers"),
+        ("bert", "longformer", {"window": [8] * 4}, "lists 4 values; the encoder has 3 attention layers"),
         ("nomic", "longformer", {}, "separate_global=false"),
     ]:
         for function in (checkpoints.inspect, checkpoints.load):

@@ -32,7 +32,8 @@ def make(root, family="bert", attention="dense", **fields):
     """A run folder as training leaves it, its weights random and spread enough to matter."""
     layers = {"n_layers" if family == "distilbert" else "num_hidden_layers": 1}
     positions = LONGEST + 2 if family == "roberta" else LONGEST
-    base = tiny.encoder(root / "base", family, max_position_embeddings=positions, **layers)
+    types = {"type_vocab_size": 1} if family == "roberta" else {}
+    base = tiny.encoder(root / "base", family, max_position_embeddings=positions, **layers, **types)
     labels = fields.pop("labels", ("bad", "good"))
     model = checkpoints.load(base, attention, attention_options=encoders.SMALL[attention], labels=labels)
     torch.manual_seed(1)
@@ -45,7 +46,7 @@ def make(root, family="bert", attention="dense", **fields):
     tokenizer = checkpoints.load_tokenizer(base)
     tokenizer.model_max_length = LONGEST
     tokenizer.save_pretrained(folder / runs.MODEL)
-    if family == "bert":  # as its own tokenizer has it
+    if family in ("bert", "roberta"):  # as its own tokenizer has it, or as some have it for one type
         file = folder / runs.MODEL / "tokenizer_config.json"
         names = ["input_ids", "token_type_ids", "attention_mask"]
         file.write_text(json.dumps(json.loads(file.read_text()) | {"model_input_names": names}))

@@ -15,11 +15,13 @@ import importlib.util
 import json
 import math
 import os
+import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -42,6 +44,7 @@ from bakeoff.encoder import (
     BakeoffConfig,
     BakeoffForMaskedLM,
     BakeoffForSequenceClassification,
+    build,
     discover,
     dispatched,
     max_tokens,
@@ -139,6 +142,7 @@ def load_tokenizer(base: str | Path) -> PreTrainedTokenizerBase:
     longest = tokenizer.model_max_length
     if type(longest) not in (int, float) or not longest >= 1 or longest % 1:
         raise BakeoffError(f"{base}: its tokenizer's model_max_length is {longest!r}, no number of tokens.")
+    tokenizer.padding_side = "right"  # most families' classifiers read the first token
     return tokenizer
 
 
@@ -254,8 +258,7 @@ def inspect(
     options = (stated if _native(source, attention) else {}) | dict(attention_options or {})
     wrapped = BakeoffConfig.wrap(config, attention, attention_options=options)
     with torch.device("meta"):
-        for index, site in enumerate(sites):
-            mechanism = site.build(index, config, held, wrapped)
+        for mechanism in build(sites, config, held, wrapped):
             if isinstance(mechanism, Longformer) and mechanism.separate_global:
                 _projections(config.model_type)
     native = _native(source, attention)
@@ -299,7 +302,8 @@ def load(
         attention: the mechanism.
         attention_options: its options; those a Longformer or BigBird checkpoint states are its defaults.
         head: `classification` or `masked-lm`.
-        labels: the classes' names, for a classifier; by default those of the checkpoint.
+        labels: the classes' names, for a classifier; by default those of the checkpoint. Its head is kept
+            where it has as many classes, whatever their names, and else gives way to a new one.
         max_length: tokens to make room for; positions beyond the encoder's are copies of its own.
         seed: what random features and random blocks are drawn from.
         attention_dropout: dropout on the attention probabilities; None: as the encoder's config says.
@@ -315,7 +319,7 @@ def load(
         for_labels = {
             "id2label": dict(enumerate(labels)),
             "label2id": {name: index for index, name in enumerate(labels)},
-            "ignore_mismatched_sizes": True,  # a head for other classes gives way to a new one
+            "ignore_mismatched_sizes": True,  # a head for more or fewer gives way to a new one
         }
     if source.model_type == NAME:
         model = load_weights(our_class, base, **for_labels)
@@ -359,16 +363,24 @@ def convert(base: str | Path, attention: str, output: str | Path, **kwargs: Any)
     """Write `load(base, attention, …)` with its tokenizer to a new folder, and return the model.
 
     Raises:
-        BakeoffError: the folder holds files already, or as `load`.
+        BakeoffError: the folder holds files already or cannot be written, or as `load`.
     """
     folder = Path(output)
-    if os.path.lexists(folder) and (not folder.is_dir() or any(folder.iterdir())):
-        raise BakeoffError(f"{folder} exists and is not empty; choose another --output.")
-    model = load(base, attention, **kwargs)
-    tokenizer = load_tokenizer(base)
-    tokenizer.model_max_length = model.max_tokens
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    temporary = folder.with_name(folder.name + ".tmp")
+    try:
+        if os.path.lexists(folder) and (not folder.is_dir() or any(folder.iterdir())):
+            raise BakeoffError(f"{folder} exists and is not empty; choose another --output.")
+        temporary.mkdir(parents=True, exist_ok=True)  # before the weights are read for nothing
+        model = load(base, attention, **kwargs)
+        tokenizer = load_tokenizer(base)
+        tokenizer.model_max_length = model.max_tokens
+        model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+        temporary.replace(folder)
+    except (OSError, SafetensorError) as error:
+        raise BakeoffError(f"cannot write {folder} ({one_line(error)}); choose another --output.") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
     return model
 
 

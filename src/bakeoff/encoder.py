@@ -17,7 +17,7 @@ import copy
 import dataclasses
 import functools
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -145,22 +145,35 @@ class Site:
     calls: int  # more than one where layers share their weights (ALBERT)
     sliding_window: int | None  # the family's own local attention: |i - j| < sliding_window
 
-    def build(
-        self, index: int, encoder_config: PreTrainedConfig, max_length: int, config: BakeoffConfig
-    ) -> mechanisms.Attention:
-        """The mechanism for this layer. What the family computes locally stays local."""
+
+def build(
+    sites: Sequence[Site], encoder_config: PreTrainedConfig, max_length: int, config: BakeoffConfig
+) -> Iterator[mechanisms.Attention]:
+    """The mechanism of each attention layer, in order. What the family computes locally stays local.
+
+    Raises:
+        BakeoffError: an option does not suit the mechanism, or lists values for more or fewer layers.
+    """
+    for name, value in config.attention_options.items():
+        if isinstance(value, list) and len(value) != len(sites):
+            raise BakeoffError(
+                f"attention {config.attention}: {name} lists {len(value)} values; the encoder has "
+                f"{len(sites)} attention layers."
+            )
+    for index, site in enumerate(sites):
         layer = mechanisms.Layer(
             index,
-            self.num_heads,
-            self.num_key_value_heads,
-            self.head_dim,
+            site.num_heads,
+            site.num_key_value_heads,
+            site.head_dim,
             encoder_config.hidden_size,
             max_length,
             config.attention_seed,
         )
-        if self.sliding_window is not None:
-            return Window(layer, radius=self.sliding_window - 1)
-        return mechanisms.build(config.attention, layer, config.attention_options)
+        if site.sliding_window is not None:
+            yield Window(layer, radius=site.sliding_window - 1)
+        else:
+            yield mechanisms.build(config.attention, layer, config.attention_options)
 
 
 def dispatched(sites: Iterable[Site]) -> int:
@@ -459,8 +472,10 @@ class _Bakeoff(PreTrainedModel):
         encoder_config = config.encoder_config()
         self.sites, self.max_tokens = discover(encoder_config, self.auto_class)
         self.model = self.auto_class.from_config(encoder_config, attn_implementation=NAME)
-        for index, site in enumerate(self.sites):
-            self._install(index, site, encoder_config)
+        for site, mechanism in zip(
+            self.sites, build(self.sites, encoder_config, self.max_tokens, config), strict=True
+        ):
+            self._install(site, mechanism)
         self._hook_layers()
         self.post_init()
 
@@ -485,14 +500,13 @@ class _Bakeoff(PreTrainedModel):
             attention.register_forward_hook(_mark_first_tokens, with_kwargs=True)
             layers[-1].get_submodule(str(residual)).register_forward_pre_hook(_keep_first_tokens)
 
-    def _install(self, index: int, site: Site, encoder_config: PreTrainedConfig) -> None:
-        mechanism = site.build(index, encoder_config, self.max_tokens, self.config)
+    def _install(self, site: Site, mechanism: mechanisms.Attention) -> None:
         mechanism.dropout = self.config.attention_dropout
         module = self.model.get_submodule(site.path)
         module.add_module(NAME, mechanism)
         later: tuple[str, ...] = ()
         if mechanism.projects_later(self.max_tokens):
-            later = PROJECTIONS.get(encoder_config.model_type, ())[1:]
+            later = PROJECTIONS.get(self.model.config.model_type, ())[1:]
         for name in later:
             module.add_module(name, _Later.of(module.get_submodule(name)))
         if mechanism.layer_inputs:

@@ -36,6 +36,7 @@ class Inputs:
         self.model, self.tokenizer = model.eval(), tokenizer
         encoded = tokenizer(["a"])
         self.names = [n for n in ("input_ids", "attention_mask", "token_type_ids") if n in encoded]
+        self._types = getattr(model.config.encoder_config(), "type_vocab_size", 0) or 2
         special = {tokenizer.pad_token_id, *tokenizer.all_special_ids}
         self._ids = torch.tensor([i for i in range(len(tokenizer)) if i not in special] or [0])
 
@@ -45,10 +46,11 @@ class Inputs:
         B, N = len(lengths), max(lengths)
         real = torch.arange(N) < torch.tensor(lengths)[:, None]
         ids = self._ids[torch.randint(len(self._ids), (B, N), generator=generator)]
+        second = torch.arange(N) >= torch.tensor(lengths)[:, None] // 2
         given = {
             "input_ids": ids.where(real, self.tokenizer.pad_token_id),
             "attention_mask": real.long(),
-            "token_type_ids": ((torch.arange(N) >= torch.tensor(lengths)[:, None] // 2) & real).long(),
+            "token_type_ids": (second & real).long().clamp(max=self._types - 1),
         }
         if side == "left":
             rows = [torch.arange(N).roll(N - length) for length in lengths]
