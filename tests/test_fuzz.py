@@ -418,7 +418,8 @@ def test_a_checkpoint_of_another_step_is_none(tmp_path):
         (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(
             json.dumps({"global_step": found})
         )
-        (tmp_path / f"checkpoint-{step}" / "model.safetensors").touch()
+        for name in ("model.safetensors", "optimizer.pt", "scheduler.pt"):
+            (tmp_path / f"checkpoint-{step}" / name).touch()
     (tmp_path / "checkpoint-last").mkdir()
     (tmp_path / "checkpoint-last" / "trainer_state.json").write_text('{"global_step": 99}')
     assert fine_tuning.last_checkpoint(tmp_path) == tmp_path / "checkpoint-20"

@@ -133,6 +133,9 @@ def test_earlier_attempts_stay_beside_the_record(tmp_path):
     kept = {path.name: json.loads(path.read_text())["error"] for path in folder.iterdir()}
     assert kept == {"run.1.json": "first", "run.2.json": "second", "run.json": None}
     assert runs.load(folder) == record
+    (folder / "run.1.json").unlink()
+    runs.save(folder, record)
+    assert json.loads((folder / "run.2.json").read_text())["error"] == "second"
 
 
 def test_a_record_holds_what_is_no_json_as_text(tmp_path):

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -25,11 +26,11 @@ from bakeoff import (
     preparation,
     runs,
     train,
-    trainer,
 )
 from bakeoff.attention import ATTENTIONS
 from bakeoff.errors import BakeoffError
 from bakeoff.spec import RunSpec, parse_size
+from bakeoff.trainer import LengthGroupedTrainer
 
 OPTIONS = {
     "dense": "dense",
@@ -265,11 +266,54 @@ def test_a_grid_skips_what_is_done_and_survives_a_killed_cell(shared, tmp_path, 
     ]  # fmt: skip
 
 
-def test_a_grid_is_checked_before_it_starts(shared):
-    spec = tiny.spec(shared)
+def _ask_and_die(spec, progress, ask):
+    threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGKILL)).start()
+    ask(1, {})
+
+
+def _ask_in_a_step(spec, progress, ask):
+    signal.signal(signal.SIGTERM, lambda *_: None)  # a step is finished first
+    ask(1, {})
+
+
+def test_a_cell_that_dies_before_its_answer_leaves_a_record(shared, tmp_path, monkeypatch):
+    spec = tiny.spec(shared, output_dir=str(tmp_path))
+    monkeypatch.setattr(grid, "_train", _ask_and_die)
+    [(_, killed)] = grid.run([spec], progress=False, watch=lambda *_: time.sleep(1.5))
+    assert killed.status == "oom"
+    assert "killed by the system" in killed.error
+
+
+def test_an_interruption_reaches_a_cell_that_waits_for_an_answer(shared, tmp_path, monkeypatch):
+    spec = tiny.spec(shared, output_dir=str(tmp_path))
+    monkeypatch.setattr(grid, "_train", _ask_in_a_step)
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    def give_up(*_):
+        raise TimeoutError
+
+    before = signal.signal(signal.SIGALRM, give_up)
+    signal.alarm(60)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            list(grid.run([spec], progress=False, watch=interrupt))
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_a_grid_is_checked_before_it_starts(shared, tmp_path):
+    spec = tiny.spec(shared, output_dir=str(tmp_path))
     bad = dataclasses.replace(spec, model_name_or_path=str(shared / "nowhere"))
     with pytest.raises(BakeoffError, match="nowhere"):
         grid.check([spec, bad])
+    damaged = tmp_path / spec.run_id() / runs.RECORD
+    damaged.parent.mkdir()
+    damaged.write_text("{")
+    with pytest.raises(BakeoffError, match=r"run\.json: not a run record"):
+        grid.check([dataclasses.replace(spec, seed=1), spec])
 
 
 _GRID = """
@@ -334,6 +378,60 @@ def test_a_damaged_checkpoint_is_said_and_put_aside(shared, tmp_path, monkeypatc
     assert not weights.exists()
     assert (weights.parents[1] / "unusable-checkpoint-5" / "model.safetensors").stat().st_size == 100
     assert train.run(spec, progress=False).status == "ok"
+
+
+@pytest.mark.parametrize("fault", ["tracker", "first step"])
+def test_a_checkpoint_is_kept_where_the_fault_is_not_its_own(shared, tmp_path, monkeypatch, fault):
+    tracker = pytest.importorskip("transformers.integrations").TensorBoardCallback
+    if fault == "tracker":
+        pytest.importorskip("tensorboard")
+    spec = tiny.spec(
+        shared,
+        output_dir=str(tmp_path),
+        save_steps=5,
+        num_train_epochs=2,
+        report_to=["tensorboard"] if fault == "tracker" else [],
+    )
+    on_step_end = callbacks.Meter.on_step_end
+
+    def interrupt(self, args, state, control, **kwargs):
+        on_step_end(self, args, state, control, **kwargs)
+        if state.global_step == 7:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(callbacks.Meter, "on_step_end", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            train.run(spec, progress=False)
+
+    def fail(*args, **kwargs):
+        raise RuntimeError("CUDA error: unspecified launch failure")
+
+    place = (
+        (tracker, "_init_summary_writer") if fault == "tracker" else (LengthGroupedTrainer, "compute_loss")
+    )
+    with monkeypatch.context() as patch:
+        patch.setattr(*place, fail)
+        record = train.run(spec, progress=False)
+    assert record.error == "RuntimeError: CUDA error: unspecified launch failure"
+    folder = tmp_path / spec.run_id() / train.CHECKPOINTS
+    assert [path.name for path in folder.iterdir()] == ["checkpoint-5"]
+    assert train.run(spec, progress=False).status == "ok"
+
+
+def test_a_checkpoint_without_its_optimizer_is_none(shared, tmp_path):
+    """Trainer would go on with a new one, whose learning rate warms up again."""
+    folder = tmp_path / "checkpoint-5"
+    folder.mkdir()
+    (folder / "trainer_state.json").write_text('{"global_step": 5}')
+    names = ["model.safetensors", "optimizer.pt", "scheduler.pt"]
+    for name in names:
+        (folder / name).touch()
+    assert fine_tuning.last_checkpoint(tmp_path) == folder
+    for name in names:
+        (folder / name).rename(folder / "away")
+        assert fine_tuning.last_checkpoint(tmp_path) is None
+        (folder / "away").rename(folder / name)
 
 
 def test_a_loss_that_is_not_a_number_is_seen(shared, tmp_path):
@@ -492,9 +590,9 @@ def test_signals_finish_the_step_and_save_and_two_end_at_once(shared, tmp_path, 
         def on_step_end(self, args, state, control, **kwargs):
             done.append(state.global_step)
 
-    fine_tune = trainer.LengthGroupedTrainer.train
+    fine_tune = LengthGroupedTrainer.train
     monkeypatch.setattr(
-        trainer.LengthGroupedTrainer,
+        LengthGroupedTrainer,
         "train",
         lambda self, **kwargs: (self.add_callback(Sender()), fine_tune(self, **kwargs))[1],
     )
@@ -536,14 +634,14 @@ def test_a_step_that_does_not_fit_is_made_of_smaller_batches(shared, tmp_path, m
     changes = {"num_train_epochs": 2, "max_train_samples": 250, "save_steps": 8}
     wanted = train.run(tiny.spec(shared, **changes), progress=False)
     assert wanted.batches == {}
-    step = trainer.LengthGroupedTrainer.training_step
+    step = LengthGroupedTrainer.training_step
 
     def limited(self, model, inputs, *args, **kwargs):
         if self.state.global_step >= at and len(inputs["labels"]) > 4:
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes.")
         return step(self, model, inputs, *args, **kwargs)
 
-    monkeypatch.setattr(trainer.LengthGroupedTrainer, "training_step", limited)
+    monkeypatch.setattr(LengthGroupedTrainer, "training_step", limited)
     record = train.run(tiny.spec(shared, **changes, output_dir=str(tmp_path)), progress=False)
     assert record.status == "ok", record.error
     assert record.batches == {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 4}

@@ -116,7 +116,7 @@ def test_the_error_is_that_of_the_layers_outputs(tmp_path, family, attention, N,
         theirs.forward = both
         if ours.layer_inputs:
             dense.model.get_submodule(model.sites[index].path).register_forward_pre_hook(
-                functools.partial(encoder._remember_input, ()), with_kwargs=True
+                functools.partial(encoder._hand_over_input, ()), with_kwargs=True
             )
     with torch.no_grad():
         dense.eval()(**inputs)
@@ -183,7 +183,7 @@ def test_a_run_interrupted_in_its_transfer_starts_anew(shared, tmp_path, monkeyp
     assert record.transfer.steps > 0
 
 
-def test_an_account_that_cannot_be_read_starts_the_run_anew(shared, tmp_path, monkeypatch):
+def test_with_an_account_that_cannot_be_read_all_is_put_aside(shared, tmp_path, monkeypatch):
     spec = tiny.spec(
         shared, attention=LEARNS["performer"], num_train_epochs=2, save_steps=8, output_dir=str(tmp_path)
     )
@@ -199,7 +199,9 @@ def test_an_account_that_cannot_be_read_starts_the_run_anew(shared, tmp_path, mo
     (folder / "converted" / "transfer.json").write_text("{")
     record = train.run(spec, progress=False)
     assert record.status == "failed"
-    assert "transfer.json could not be read; the checkpoints were removed, run it again" in record.error
+    assert "checkpoints could not be resumed from" in record.error
+    assert "is now unusable-checkpoints; run it again" in record.error
+    assert (folder.with_name("unusable-checkpoints") / "checkpoint-8" / "model.safetensors").is_file()
     record = train.run(spec, progress=False)
     assert record.status == "ok", record.error
     assert record.transfer.steps > 0
@@ -220,6 +222,24 @@ def test_divergence_is_an_error(shared, tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", sorted(ATTENTIONS.keys() - LEARNS.keys()))
 def test_nothing_to_fit_is_no_stage(shared, tmp_path, name):
     assert fit(shared, tmp_path, name)[1] is None
+
+
+@pytest.mark.parametrize("attention", LEARNS.values())
+def test_state_that_was_trained_is_kept(shared, tmp_path, attention):
+    """A run from a converted encoder fits its state; one from a run's own model would fit it away."""
+    spec = tiny.spec(shared, attention=attention, num_train_epochs=1, output_dir=str(tmp_path / "runs"))
+    chosen = spec.attention
+    checkpoints.convert(
+        spec.model_name_or_path, chosen.name, tmp_path / "converted", attention_options=chosen.options
+    )
+    fresh = train.run(
+        dataclasses.replace(spec, model_name_or_path=str(tmp_path / "converted")), progress=False
+    )
+    assert fresh.transfer.steps > 0
+    model = tmp_path / "runs" / fresh.id / runs.MODEL
+    again = train.run(dataclasses.replace(spec, model_name_or_path=str(model)), progress=False)
+    assert again.status == "ok", again.error
+    assert again.transfer is None
 
 
 def test_texts_that_a_mechanism_covers_are_left_out(shared, tmp_path, monkeypatch):

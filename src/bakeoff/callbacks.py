@@ -24,7 +24,7 @@ class Meter(TrainerCallback, ExportableState):
 
     def __init__(self, every: int, seconds: float = 0.0) -> None:
         self.every, self.seconds = every, seconds
-        self.stepped = self.is_paused = False
+        self.is_stepping = self.is_paused = False
         self._clock: float | None = None  # of the last count, while training runs
 
     def state(self) -> dict[str, Any]:
@@ -54,11 +54,17 @@ class Meter(TrainerCallback, ExportableState):
             self.seconds = kept["args"]["seconds"]
         self._clock = time.perf_counter()
 
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """All that a checkpoint kept has been read."""
+        self.is_stepping = True
+
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Log at every point of the curve, at the end, and wherever a checkpoint would lose the sum."""
-        self.stepped, step = True, state.global_step
+        step = state.global_step
         control.should_log = step % self.every == 0 or step % args.save_steps == 0 or step == state.max_steps
 
     def on_train_end(

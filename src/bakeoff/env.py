@@ -116,6 +116,8 @@ def is_out_of_memory(error: Exception) -> bool:
         "Cannot allocate memory",  # the system, of a file to map
         "can't start new thread",  # Python, which has no room for its stack
         "could not create a primitive",  # oneDNN, which has none for its code, and says no more
+        "CUDA error: out of memory",  # the driver, before torch's allocator is asked
+        "STATUS_ALLOC_FAILED",  # cuBLAS and cuDNN, of their workspaces
     )
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(text in str(error) for text in said)
 

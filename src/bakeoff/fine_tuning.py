@@ -10,6 +10,7 @@ import json
 import math
 import shutil
 import sys
+import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -67,7 +68,7 @@ def fine_tune(
     if _step(last_checkpoint(folder)) < dense_steps:
         with transfer.in_place(model, transfer.densely):
             phases.train(StopAt(dense_steps))
-    learns = recipe.transfer_steps and any(mechanism.transferable() for mechanism in model.mechanisms())
+    learns = recipe.transfer_steps and transfer.learning(model)
     if not dense_steps and not learns:
         return FineTuned(phases.train(), phases.batches, phases.meter.seconds, None)
     made = _convert(prepared, model, folder, progress)
@@ -146,7 +147,7 @@ class _Phases:
             callbacks=[*self._callbacks, *callbacks],
             progress=self.progress,
         )
-        checkpoint, self.meter.stepped = last_checkpoint(self.folder), False
+        checkpoint, self.meter.is_stepping = last_checkpoint(self.folder), False
         try:
             with self._interruption.listening():
                 trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
@@ -154,7 +155,8 @@ class _Phases:
         except UnusableError:
             raise
         except Exception as error:
-            if checkpoint is None or self.meter.stepped or env.is_out_of_memory(error):
+            elsewhere = self.meter.is_stepping or env.is_out_of_memory(error) or _is_of_a_tracker(error)
+            if checkpoint is None or elsewhere:
                 raise
             raise _put_aside(checkpoint, error) from error
         return trainer.state
@@ -162,6 +164,12 @@ class _Phases:
 
 class UnusableError(RuntimeError):
     """What a run would start from fails it, and was put aside."""
+
+
+def _is_of_a_tracker(error: Exception) -> bool:
+    """Whether one that transformers reports to could not begin, which is no fault of a checkpoint."""
+    modules = (frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__))
+    return any(module.startswith("transformers.integrations") for module in modules)
 
 
 def _put_aside(path: Path, error: Exception) -> UnusableError:
@@ -226,11 +234,8 @@ def _convert(
     account = converted / _ACCOUNT
     try:
         return runs.Transfer.from_dict(json.loads(account.read_text())) if account.exists() else None
-    except (OSError, ValueError, RecursionError, BakeoffError) as error:
-        shutil.rmtree(folder)  # or the run would fail at this for ever
-        raise RuntimeError(
-            f"{account} could not be read; the checkpoints were removed, run it again ({error})"
-        ) from error
+    except (ValueError, RecursionError, BakeoffError) as error:
+        raise _put_aside(folder, error) from error  # all of it: what its checkpoints took is not known
 
 
 def _arguments(spec: RunSpec, folder: Path, **batches: int) -> TrainingArguments:
@@ -291,12 +296,13 @@ def last_checkpoint(folder: Path) -> Path | None:
     """The newest whole checkpoint: Trainer writes its state last, so one without was cut off.
 
     One without safetensors is none of ours: Trainer would take pickled weights in their place. A state of
-    another step was damaged: it would end the training where it stands.
+    another step was damaged: it would end the training where it stands. And where the optimizer or its
+    schedule is missing, Trainer would go on with new ones.
     """
-    whole = []
+    needed, whole = (WEIGHTS, "optimizer.pt", "scheduler.pt"), []
     for path in folder.glob("checkpoint-*"):
         with contextlib.suppress(OSError, ValueError, TypeError, KeyError, RecursionError):
             step = json.loads((path / "trainer_state.json").read_text())["global_step"]
-            if step == _step(path) and step and (path / WEIGHTS).is_file():
+            if step == _step(path) and step and all((path / name).is_file() for name in needed):
                 whole.append(path)
     return max(whole, key=_step, default=None)

@@ -7,6 +7,7 @@ folder share the work: a cell that another process is making is left to it, and 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import multiprocessing
@@ -36,6 +37,7 @@ def check(specs: Sequence[RunSpec]) -> None:
         raise BakeoffError("torchrun is for a single run; start a grid plainly, once a GPU if need be.")
     for spec in specs:
         runs.output_folder(spec)
+        runs.finished(spec)  # a damaged record would end the grid when its turn comes
     code, result = _in_child(_resolve, specs)
     if isinstance(result, BakeoffError):
         raise result
@@ -186,10 +188,11 @@ def _in_child(
         while isinstance(result := ours.recv(), _Question):
             assert answer is not None  # noqa: S101  # or it could not ask
             ours.send(answer(*result.arguments))
-    except EOFError:  # it died without a word
+    except (EOFError, ConnectionError):  # it died without a word, or before it had its answer
         result = None
     except BaseException:  # we are interrupted, and so shall the child be
         alive.close()
+        ours.close()  # it may be waiting for an answer
         process.join()
         raise
     process.join()
@@ -207,8 +210,11 @@ def _call(
     from bakeoff.logs import quiet
 
     def ask(*question: Any) -> Any:
-        parent.send(_Question(question))
-        return parent.recv()
+        try:
+            parent.send(_Question(question))
+            return parent.recv()
+        except (EOFError, ConnectionError):  # it was interrupted, and listens no more
+            raise KeyboardInterrupt from None
 
     if (
         cluster.IN_TASK in os.environ
@@ -219,11 +225,13 @@ def _call(
         signal.signal(number, _interrupt_once)
     threading.Thread(target=_stop_when, args=(orphaned,), daemon=True).start()
     try:
-        parent.send(function(*arguments, *([ask] if asks else [])))
+        result = function(*arguments, *([ask] if asks else []))
     except BakeoffError as error:
-        parent.send(error)
+        result = error
     except KeyboardInterrupt:
         raise SystemExit(_INTERRUPTED) from None
+    with contextlib.suppress(ConnectionError):  # as above
+        parent.send(result)
 
 
 def _interrupt_once(*_: Any) -> None:

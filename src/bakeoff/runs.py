@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import os
 import typing
@@ -182,8 +183,8 @@ def save(folder: Path, record: RunRecord) -> None:
     path = folder / RECORD
     refuse_links(folder)
     if path.exists():
-        earlier = sum(1 for _ in folder.glob("run.*.json"))
-        path.replace(folder / f"run.{earlier + 1}.json")
+        earlier = (folder / f"run.{number}.json" for number in itertools.count(1))
+        path.replace(next(free for free in earlier if not os.path.lexists(free)))
     write_json(path, record.to_dict())
 
 

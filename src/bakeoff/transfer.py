@@ -131,6 +131,21 @@ def densely(mechanism: Attention) -> Attention:
     return dense
 
 
+def learning(model: PreTrainedModel) -> list[Attention]:
+    """The mechanisms with state to fit, none of it trained already: a base made with them keeps its own."""
+    found = [mechanism for mechanism in model.mechanisms() if mechanism.transferable()]
+    return found if all(map(_is_at_its_start, found)) else []
+
+
+def _is_at_its_start(mechanism: Attention) -> bool:
+    start = mechanism.initial_state()
+    return all(
+        torch.allclose(parameter.cpu(), start[name], rtol=1e-2, atol=1e-3)  # it may have been saved in half
+        for name, parameter in mechanism.named_parameters(recurse=False)
+        if any(parameter is one for one in mechanism.transferable())
+    )
+
+
 def _beside_dense(mechanism: Attention) -> Attention:
     return _Beside(mechanism) if mechanism.transferable() else mechanism
 
@@ -160,12 +175,12 @@ def fit(
         bf16: whether to run the encoder in bfloat16 autocast.
         progress: whether to show a bar.
     """
-    learning = [mechanism for mechanism in model.mechanisms() if mechanism.transferable()]
-    if not learning or not recipe.transfer_steps:
+    mechanisms = learning(model)
+    if not mechanisms or not recipe.transfer_steps:
         return None
     started = time.perf_counter()
     lengths = dataset["length"][:]
-    uncovered = {n for n in {*lengths} if not all(mechanism.covers(n) for mechanism in learning)}
+    uncovered = {n for n in {*lengths} if not all(mechanism.covers(n) for mechanism in mechanisms)}
     dataset = dataset.select([row for row, n in enumerate(lengths) if n in uncovered])
     if not len(dataset):
         return None
@@ -173,7 +188,7 @@ def fit(
     rows_a_process = max(1, round(recipe.transfer_tokens / mean_length / env.processes()))
     rows = rows_a_process * env.processes()
     steps = min(recipe.transfer_steps, math.ceil(len(dataset) / rows))
-    parameters = [parameter for mechanism in learning for parameter in mechanism.transferable()]
+    parameters = [parameter for mechanism in mechanisms for parameter in mechanism.transferable()]
     trainer = LengthGroupedTrainer(
         _Stage(model),
         arguments(
@@ -196,7 +211,7 @@ def fit(
     with in_place(model, _beside_dense):
         trainer.train()
     history = [line for line in trainer.state.log_history if "loss" in line]
-    if not all(math.isfinite(line["loss"]) for line in history):
+    if not all(parameter.isfinite().all() for parameter in parameters):
         raise RuntimeError("attention transfer diverged: its error is not a number; try --recipe plain.")
     return runs.Transfer(
         steps=steps,
