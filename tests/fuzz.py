@@ -133,8 +133,12 @@ def _runs(folder: Path) -> Path:
 def _records(folder: Path) -> list[bytes]:
     changed = _runs(folder)
     whole = (changed / runs.RECORD).read_bytes()
-    values = json.loads(whole) | {"status": "failed", "error": "boom", "model": None, "data": None}
-    return [whole, json.dumps(values).encode()]
+    values = json.loads(whole)
+    failed = values | {"status": "failed", "error": "boom", "model": None, "data": None}
+    evaluated = values | {
+        "history": [*values["history"], {"step": 60.0, "eval_accuracy": 0.5, "eval_loss": 0.7}]
+    }
+    return [whole, *(json.dumps(other).encode() for other in (failed, evaluated))]
 
 
 def _predictions(folder: Path) -> list[bytes]:

@@ -55,7 +55,8 @@ class Run:
     @property
     def machine(self) -> tuple[str, ...]:
         """What must be equal for two runs' seconds to be comparable."""
-        return tuple(str(self.record.environment.get(key)) for key in ("device", "threads", "dtype"))
+        said = {"processes": 1} | dict(self.record.environment)  # the first records do not say
+        return tuple(str(said.get(key)) for key in ("device", "threads", "processes", "dtype"))
 
 
 @dataclasses.dataclass(frozen=True)

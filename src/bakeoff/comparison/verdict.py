@@ -43,13 +43,13 @@ def fault(run: Run, baseline: float) -> str | None:
         return f"its loss is not a number, so training diverged; lower the learning rate ({rate})."
     accuracy = float(run.correct.mean())
     majority, _ = metrics.majority_baseline(run.labels)
-    low, high = np.quantile(run.probabilities, [0.01, 0.99])
+    low, high = np.quantile(run.probabilities.max(axis=1), [0.01, 0.99])
     classes = run.logits.shape[1]
     answers = np.unique(run.predicted)
     if len(answers) == 1:
         sign = f"it answers '{run.data.labels[answers[0]]}' to every row"
     elif high <= 1 / classes + COLLAPSED and accuracy - baseline < SMALL_GAIN * (1 - baseline):
-        sign = f"its probabilities lie within [{low:.2f}, {high:.2f}]"
+        sign = f"its largest probability lies within [{low:.2f}, {high:.2f}]"
     elif accuracy <= baseline or stats.mcnemar(run.correct, run.labels == majority) >= ALPHA:
         sign = "the difference may be chance"
     else:
@@ -165,9 +165,17 @@ def _doubts(group: Group, learned: Sequence[Row]) -> list[str]:
             "p takes other seeds to spread as those of the line compared with."
         )
     if not group.same_machine:
-        said.append("The runs differ in device, threads or precision, so their seconds are not compared.")
+        said.append(
+            "The runs differ in device, threads, processes or precision, so their seconds are not compared."
+        )
     elif len(learned) > 1:  # then a sentence above speaks of speed
         said.append("Seconds are wall time; the records cannot see what else the machine did.")
+    smaller = [row.label for row in group.rows if any(run.record.batches for run in row.runs)]
+    if smaller:
+        said.append(
+            f"Batches of {_listed(smaller)} were made smaller for want of memory: the same steps, in more "
+            "time."
+        )
     cut = max((row.share_truncated for row in group.rows), default=0.0)
     if cut >= 0.1:
         said.append(f"Up to {100 * cut:.0f} % of the evaluation texts were cut at the longest length taken.")

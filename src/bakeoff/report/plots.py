@@ -331,7 +331,8 @@ def _evaluations(group: Group, metric: str, title: str, unit: str, scale: float)
         found = _logged(run, f"eval_{metric}")
         last = run.record.metrics.get(metric)
         if found and last is not None and math.isfinite(last.value):
-            found.append((max(entry["step"] for entry in run.record.history), last.value))
+            steps = (entry["step"] for entry in run.record.history if "step" in entry)
+            found.append((max(steps), last.value))
         return [(step, scale * value) for step, value in found]
 
     return _curves(
