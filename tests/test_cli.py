@@ -1,5 +1,6 @@
 """The command line, from the outside: what it prints, where, and with which exit code."""
 
+import errno
 import json
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import pytest
 import encoders
 import tiny
 from bakeoff import cli
+from fixture_runs import write_run
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +105,24 @@ def test_a_name_too_long_for_a_path_is_one_line(call, verb):
     assert "is too long for a path" in stderr
 
 
+def test_a_path_that_cannot_be_reached_is_one_line(call, tmp_path, monkeypatch):
+    def deny(self, **kwargs):
+        raise PermissionError(errno.EACCES, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "is_dir", deny)
+    code, stdout, stderr = call("compare", tmp_path)
+    assert (code, stdout) == (2, "")
+    assert stderr == f"error: {tmp_path}: Permission denied; choose a path that can be reached.\n"
+
+
+def test_a_printed_path_is_one_line_however_long(call, tmp_path):
+    folder = tmp_path / ("long" * 40)
+    write_run(tmp_path / "runs", "dense", range(40))
+    code, stdout, stderr = call("report", tmp_path / "runs", "--output-dir", folder)
+    assert code == 0, stderr
+    assert str(folder / "report.html") in stdout.splitlines()
+
+
 def test_grid_from_a_file(call, shared, tmp_path):
     """A grid over a mirror, in processes of its own; started again, it skips what is done."""
     mirror = tmp_path / "mirror" / "sst2"
@@ -190,6 +210,15 @@ def test_bad_input_gives_one_line(call, shared, tmp_path, monkeypatch):
     refused(call("run", *own(shared), *runs, "--learning-rate", "-1"), "learning_rate must be above 0")
     refused(call("run"), "nothing to learn from")
     refused(call("run", *own(shared), *runs, "--attention", "longformer:window=7"), "even number")
+    refused(
+        call("run", *own(shared), *runs, "--attention", "longformer:window=8,window=16"),
+        "window is given twice",
+    )
+    twice = tmp_path / "twice.yaml"
+    twice.write_text("task: sst2\nseed: 1\nlearning_rate: 1e-4\nseed: 2\n")
+    refused(call("check", twice), "twice.yaml", "'seed' is given twice")
+    twice.write_text("task: sst2\nattention: {name: longformer, window: 8, options: {window: 16}}\n")
+    refused(call("check", twice), "window is given twice")
     refused(call("run", *own(shared), *runs, "--attention", "longformer:window=*"), "is no value")
     refused(call("run", *own(shared), *runs, "--lr-scheduler-type", "foo"), "lr_scheduler_type")
     refused(call("run", *own(shared), *runs, "--seed", 2**32), "seed must be below")

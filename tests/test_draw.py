@@ -142,6 +142,7 @@ def test_bad_input_is_one_line(call, monkeypatch, tmp_path):
         (["dense", "--seed", "9223372036854775808"], "not 9223372036854775808"),
         (["dense", "--seed", "-9223372036854775808"], "not -9223372036854775808"),
         (["linformer:projected_length=65537"], "up to 65,536, not projected_length=65537"),
+        (["linformer:projected_length=[65537]"], "up to 65,536, not projected_length=(65537,)"),
         (["dense", "--scores", "flat"], "Known: equal, gaussian"),
         (["dense", "--output", tmp_path / "a.jpg"], "written as .png"),
         (["dense", "--output", tmp_path / "no" / "a.png"], "folder does not exist"),

@@ -160,6 +160,7 @@ def test_the_file_is_checked_before_the_first_trial(shared, tmp_path):
         ({"search": {"seed": [1, 2]}}, "'seed' cannot be searched"),
         ({"search": {"attention": ["dense", "performer"]}}, "'attention' cannot be searched"),
         ({"search": {"held_out_samples": [10, 20]}}, "'held_out_samples' cannot be searched"),
+        ({"search": {"attention.projected_length": [[4, 4], [8, 8]]}}, "takes numbers and texts as choices"),
         ({"seeds": 3}, "seeds are whole numbers"),
         ({"n_trials": 0}, "n_trials is a whole number from 1 up"),
         ({"held_out_samples": True}, "held_out_samples is a whole number"),

@@ -165,7 +165,7 @@ def run(spec_file: SpecFile = None, *, flags: dict[str, Any]) -> None:
         record = train.run(spec)
     if env.is_first_process():
         _say(spec, record)
-        out.print(_text(str(Path(spec.output_dir) / record.id)))
+        _print(str(Path(spec.output_dir) / record.id))
     if record.status != "ok":
         raise typer.Exit(1)
 
@@ -257,7 +257,7 @@ def sweep(
     if bad:
         raise BakeoffError(f"{bad} runs of the best trial did not end well; start the sweep again.")
     _compare([spec.folder / sweeps.BEST])
-    out.print(_text(str(spec.folder / sweeps.REPORT)))
+    _print(str(spec.folder / sweeps.REPORT))
 
 
 @app.command(
@@ -298,7 +298,7 @@ def report(
     from bakeoff import report as reports
 
     for path in reports.write(runs, output_dir, bench or ()):
-        out.print(_text(str(path)))
+        _print(str(path))
 
 
 @app.command(
@@ -339,7 +339,7 @@ def convert(
         seed=seed,
     )
     layers = dispatched(model.sites)
-    out.print(_text(f"{output}: {chosen} on {layers} layers of {base}, room for {model.max_tokens} tokens"))
+    _print(f"{output}: {chosen} on {layers} layers of {base}, room for {model.max_tokens} tokens")
 
 
 @app.command(
@@ -391,7 +391,7 @@ def predict(
         if file is not None:
             made = labels.label_file(model, file, text_column or [], output)
             if output is not None:
-                out.print(_text(f"{output}: {made:,} rows labelled"))
+                _print(f"{output}: {made:,} rows labelled")
             return
         classify = labels.Classifier(model)
         for given in _stdin() if texts == ["-"] else [texts or []]:
@@ -426,7 +426,7 @@ def try_(
                 _text(f"left out: {candidate.name} ({candidate.where}): {candidate.fault}"), soft_wrap=True
             )
     address = "http://{}:{}/".format(*listening.getsockname())
-    out.print(_text(f"{address}  (Ctrl-C ends)"), soft_wrap=True)
+    _print(f"{address}  (Ctrl-C ends)")
     if open:
         import webbrowser
 
@@ -455,10 +455,10 @@ def export(
 
     with _interruptible("nothing was written"):
         exported = exporting.export(run, format, output)
-    out.print(_text(f"{exported.folder}: logits within {exported.difference:.1e} of the trained model's"))
+    _print(f"{exported.folder}: logits within {exported.difference:.1e} of the trained model's")
     for speed in exported.speed:
         figures = f"{speed.median:.2f} ms a text ({speed.low:.2f} to {speed.high:.2f})"
-        out.print(_text(f"  {speed.tokens} tokens, {speed.what}: {figures}"), soft_wrap=True)
+        _print(f"  {speed.tokens} tokens, {speed.what}: {figures}")
 
 
 @app.command(
@@ -571,7 +571,7 @@ def bench(
         result = benchmark.bench(spec, command_line(sys.argv[1:]))
     render_terminal(result, out)
     for path in benchmark.write(result, output_dir):
-        out.print(_text(str(path)))
+        _print(str(path))
 
 
 @app.command(
@@ -605,7 +605,7 @@ def draw(
         drawings.render_terminal(drawing, out)
     else:
         drawings.write_png(drawing, output)
-        out.print(_text(str(output)))
+        _print(str(output))
 
 
 @app.command(
@@ -687,13 +687,19 @@ def main() -> None:
             err.print(_text(f"error: the output cannot be written ({error.strerror})."), soft_wrap=True)
             sys.stdout = None  # which would try again at exit
             raise SystemExit(2) from None
-        if error.errno != errno.ENAMETOOLONG:
+        if error.errno == errno.ENAMETOOLONG:
+            said = f"the name that begins with {str(error.filename)[:40]!r} is too long for a path."
+        elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR) and error.filename:
+            said = f"{error.filename}: {error.strerror}; choose a path that can be reached."
+        else:
             raise
-        start = str(error.filename)[:40]
-        err.print(
-            _text(f"error: the name that begins with {start!r} is too long for a path."), soft_wrap=True
-        )
+        err.print(_text(f"error: {said}"), soft_wrap=True)
         raise SystemExit(2) from None
+
+
+def _print(text: str) -> None:
+    """A line as it is, however wide: what is piped may be a path."""
+    out.print(_text(text), soft_wrap=True)
 
 
 def _text(text: str, style: str = "") -> Text:
@@ -735,7 +741,7 @@ def _say(spec: RunSpec, record: runs.RunRecord, prefix: str = "") -> None:
     cost = record.cost
     seconds = f"trained {cost.train_seconds:.0f} s, evaluated {cost.eval_seconds:.0f} s" if cost else ""
     line = f"{prefix}{spec.task_name} {spec.attention} seed {spec.seed}: {figures} ({seconds})"
-    out.print(_text(line), soft_wrap=True)
+    _print(line)
     if record.data is not None:
         for part, split in record.data.splits.items():
             out.print(_text(f"  {part}: {split.rows:,} rows; {_lengths(split)}", style="dim"), soft_wrap=True)

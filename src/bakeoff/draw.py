@@ -107,7 +107,8 @@ def draw(
     if not 0 <= seed < 2**32:
         raise BakeoffError(f"a seed lies within 0 and {2**32 - 1:,}, not {seed}.")
     for name, value in attention.options.items():
-        if isinstance(value, int) and value > LARGEST:
+        values = value if isinstance(value, tuple) else (value,)
+        if any(isinstance(item, int) and item > LARGEST for item in values):
             raise BakeoffError(f"a drawing takes numbers up to {LARGEST:,}, not {name}={value}.")
     drawn = mechanism(attention, length, seed)
     generator = torch.Generator().manual_seed(seed)

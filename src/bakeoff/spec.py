@@ -15,7 +15,7 @@ import math
 import re
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Union
 
@@ -53,6 +53,8 @@ class AttentionSpec:
                 )
             if not isinstance(nested, Mapping):
                 raise BakeoffError(f"attention {name}: options is a mapping, not {nested!r}.")
+            if twice := options.keys() & nested.keys():
+                raise BakeoffError(f"attention {name}: {min(map(str, twice))} is given twice.")
             options.update(nested)
         elif isinstance(value, str):
             if len(value) > _ATTENTION:  # the pattern below takes the square of it
@@ -65,6 +67,8 @@ class AttentionSpec:
                     raise BakeoffError(
                         f"attention {value!r}: {pair!r} is not option=value, as in longformer:window=64."
                     )
+                if key.strip() in options:
+                    raise BakeoffError(f"attention {value!r}: {key.strip()} is given twice.")
                 try:
                     options[key.strip()] = _parsed(text)
                 except ValueError:
@@ -301,6 +305,13 @@ class _Loader(yaml.SafeLoader):
         # JSON, which is YAML too, may write a character as the two halves of its surrogate pair.
         node.value = node.value.encode("utf-16", "surrogatepass").decode("utf-16")
         return node
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        names = [(key.tag, key.value) for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for name in names:
+            if names.count(name) > 1:  # PyYAML would take the last
+                raise ValueError(f"{name[1]!r} is given twice")
+        return super().construct_mapping(node, deep)
 
 
 def _parsed(text: str) -> Any:

@@ -137,6 +137,8 @@ class SweepSpec:
 
 def _space(name: str, value: Any, where: str) -> Range | tuple[Any, ...]:
     if isinstance(value, list | tuple) and len(value) > 1:
+        if any(isinstance(choice, list | tuple | Mapping) for choice in value):
+            raise BakeoffError(f"{where}: search {name!r} takes numbers and texts as choices, not {value!r}.")
         return tuple(value)
     if isinstance(value, Mapping) and {"low", "high"} <= value.keys() <= {"low", "high", "log"}:
         try:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import random
+import re
 import statistics
 from collections.abc import Callable, Iterator, Mapping
 
@@ -48,9 +49,9 @@ class ListOps:
     @classmethod
     def parse(cls, setting: str) -> ListOps:
         """From what follows `listops:`, the greatest length in tokens."""
-        if not (setting.isascii() and setting.isdigit() and int(setting) >= MIN_TOKENS):
+        if not re.fullmatch("[0-9]{1,7}", setting) or int(setting) < MIN_TOKENS:
             raise BakeoffError(
-                f"listops:{setting}: N is the greatest length in tokens, {MIN_TOKENS} or more."
+                f"listops:{setting[:20]}: N is the greatest length in tokens, {MIN_TOKENS} to 9,999,999."
             )
         return cls(int(setting))
 
