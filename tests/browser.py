@@ -51,7 +51,7 @@ def visit(browser: Any, address: Path | str, init: str = "", **context: Any) -> 
     """Open a file or an address in a context of its own; `init` is a script that runs before the page's."""
     page = browser.new_context(reduced_motion="reduce", **context).new_page()
     found = Visit(page)
-    page.set_default_timeout(10_000)
+    page.set_default_timeout(60_000)  # milliseconds; a busy machine takes 10 s for a page
     page.on("console", lambda message: found.said.append(message.text))
     page.on("pageerror", lambda error: found.said.append(str(error)))
     page.on("dialog", lambda dialog: (found.said.append(dialog.message), dialog.dismiss()))

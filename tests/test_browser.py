@@ -59,7 +59,7 @@ def test_it_loads_from_a_file_without_a_word_or_a_request(opened):
     assert opened.requests == [page.url]
     assert page.url.startswith("file://")
     plots = page.locator(".plot")
-    assert plots.count() == 7 + 7 + 4
+    assert plots.count() == 8 + 7 + 4
     assert page.locator(".plot:has(svg .trace)").count() == plots.count()
 
 

@@ -133,6 +133,7 @@ def test_every_figure_has_a_place_a_name_and_a_caption(written):
     assert all(figure.caption in page.text and figure.title in page.text for figure in figures)
     assert {figure.title for figure in figures} == {
         "Accuracy against cost",
+        "Accuracy by seed",
         "Accuracy by length",
         "Calibration",
         "Confidence",

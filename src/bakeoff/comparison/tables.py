@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from bakeoff.comparison.rows import Comparison, Estimate, Group, Row
@@ -13,6 +13,8 @@ from bakeoff.comparison.text import markdown_escape, p_text, percent, plain
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
+
+_NONE = "–"  # a figure that there is not
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,21 +45,9 @@ def render_terminal(comparison: Comparison, console: Console) -> None:
 
     for group in comparison.groups:
         console.print(f"\n[bold]{escape(group.name)}[/bold]  {escape(group.evaluated)}")
-        for cost in (False, True):
-            rest = [column for column in columns(group) if column.cost is cost]
-            unbounded = console.options.update(max_width=10_000)
-            while rest:  # as many columns a table as the terminal is wide
-                count = len(rest)
-                while (
-                    count > 1
-                    and console.measure(_table(group, rest[:count]), options=unbounded).maximum
-                    > console.width
-                ):
-                    count -= 1
-                console.print(Padding(_table(group, rest[:count]), (1, 0, 0, 0)))
-                rest = rest[count:]
-        if group.lengths:
-            console.print(Padding(_length_table(group), (1, 0, 0, 0)))
+        for lines in filter(None, _lines(group).values()):
+            for part in _fitting(group, lines, console):
+                console.print(Padding(part, (1, 0, 0, 0)))
         console.print()
         for sentence in (*group.verdict, *group.notes):
             console.print(f"• {escape(sentence)}", highlight=False)
@@ -69,45 +59,75 @@ def render_terminal(comparison: Comparison, console: Console) -> None:
         console.print(f"\n{escape(note)}", highlight=False)
 
 
-def _table(group: Group, chosen: Sequence[Column]) -> Table:
-    """A terminal's table of some columns, with the baseline where its figure has a column."""
+def _fitting(group: Group, lines: Sequence[Sequence[str]], console: Console) -> Iterator[Table]:
+    """A table, or several: as many columns each as the terminal is wide."""
+    unbounded, first = console.options.update(max_width=10_000), 1
+    while first < len(lines[0]):
+        for end in range(len(lines[0]), first, -1):
+            table = _table(group, [[line[0], *line[first:end]] for line in lines])
+            if console.measure(table, options=unbounded).maximum <= console.width:
+                break
+        yield table
+        first = end
+
+
+def _table(group: Group, lines: Sequence[Sequence[str]]) -> Table:
+    """A terminal's table; long names of rows are folded, figures never."""
     from rich.markup import escape
-
-    table = _headed(["attention", *(column.title for column in chosen)])
-    for row in group.rows:
-        table.add_row(escape(row.title), *(escape(column.text(row)) for column in chosen))
-    share = {"eval accuracy %": percent(group.baseline)}
-    if any(column.title in share for column in chosen):
-        cells = (share.get(column.title, "–") for column in chosen)
-        table.add_row(escape(_baseline_label(group)), *cells, style="dim")
-    return table
-
-
-def _by_length(group: Group) -> list[list[str]]:
-    """Accuracy in each quartile of length, the headings first."""
-    lines = [["accuracy % by tokens", *group.lengths]]
-    return lines + [[row.title, *map(_interval_text, row.by_length)] for row in group.rows]
-
-
-def _headed(headings: Sequence[str]) -> Table:
-    """An empty table; long names of rows are folded, figures never."""
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
-    table.add_column(headings[0], max_width=36, overflow="fold")
-    for heading in headings[1:]:
-        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column(lines[0][0], max_width=36, overflow="fold")
+    for heading in lines[0][1:]:
+        table.add_column(escape(heading), justify="right", no_wrap=True)
+    for line in lines[1:]:
+        baseline = line[0] == _baseline_label(group)
+        if not baseline or any(cell != _NONE for cell in line[1:]):
+            table.add_row(*map(escape, line), style="dim" if baseline else None)
     return table
 
 
-def _length_table(group: Group) -> Table:
-    from rich.markup import escape
+def _lines(group: Group) -> dict[str, list[list[str]]]:
+    """The tables by name, in their order, headings first; empty where the group has nothing for one."""
+    made = {}
+    for name, cost in (("accuracy", False), ("cost", True)):
+        chosen = [column for column in columns(group) if column.cost is cost]
+        made[name] = [["attention", *(column.title for column in chosen)]]
+        made[name] += [[row.title, *(column.text(row) for column in chosen)] for row in group.rows]
+        if not cost:
+            share = {"eval accuracy %": percent(group.baseline)}
+            cells = (share.get(column.title, _NONE) for column in chosen)
+            made[name].append([_baseline_label(group), *cells])
+    return {
+        "accuracy": made["accuracy"],
+        "seeds": by_seed(group),
+        "cost": made["cost"],
+        "length": _by_length(group),
+    }
 
-    heading, *lines = _by_length(group)
-    table = _headed(heading)
-    for line in lines:
-        table.add_row(*map(escape, line))
-    return table
+
+def by_seed(group: Group) -> list[list[str]]:
+    """Accuracy of each seed, and how far behind the best with its 95 % interval; none where all have one."""
+    seeds = sorted({run.seed for row in group.rows for run in row.runs})
+    if len(seeds) == 1:
+        return []
+    lines = [["accuracy % by seed", *map(str, seeds), "points behind the best"]]
+    for row in group.rows:
+        found = {run.seed: percent(float(run.correct.mean())) for run in row.runs}
+        behind = _NONE
+        if row.to_best:
+            value, low, high = map(percent, row.to_best[:3])
+            behind = f"{value} ({low} to {high})"
+        lines.append([row.title, *(found.get(seed, _NONE) for seed in seeds), behind])
+    return lines
+
+
+def _by_length(group: Group) -> list[list[str]]:
+    """Accuracy in each quartile of length; none where all texts are about as long."""
+    if not group.lengths:
+        return []
+    lines = [["accuracy % by tokens", *group.lengths]]
+    return lines + [[row.title, *map(_interval_text, row.by_length)] for row in group.rows]
 
 
 def render_markdown(comparison: Comparison) -> str:
@@ -124,20 +144,12 @@ def render_markdown(comparison: Comparison) -> str:
 
 
 def markdown_parts(group: Group) -> dict[str, str]:
-    """What Markdown says of a group, by name, in its order: evaluated, verdict, accuracy, cost, length."""
+    """What Markdown says of a group, by name, in its order: evaluated, verdict, and the tables."""
     parts = {
         "evaluated": markdown_escape(group.evaluated),
         "verdict": _bullets((*group.verdict, *group.notes)),
     }
-    for name, cost in (("accuracy", False), ("cost", True)):
-        chosen = [column for column in columns(group) if column.cost is cost]
-        lines = [["attention", *(column.title for column in chosen)]]
-        lines += [[row.title, *(column.text(row) for column in chosen)] for row in group.rows]
-        if not cost:
-            share = {"eval accuracy %": percent(group.baseline)}
-            lines.append([_baseline_label(group), *(share.get(column.title, "–") for column in chosen)])
-        parts[name] = _markdown_table(lines)
-    return parts | {"length": _markdown_table(_by_length(group)) if group.lengths else ""}
+    return parts | {name: _markdown_table(lines) if lines else "" for name, lines in _lines(group).items()}
 
 
 def _bullets(sentences: Iterable[str]) -> str:
@@ -188,13 +200,13 @@ COLUMNS: tuple[Column, ...] = (
     Column("eval s", lambda r: f"{r.eval_seconds:,.1f}", lambda r: r.eval_seconds, "wall time of evaluation"),
     Column(
         "F1 %",
-        lambda r: _interval_text(r.f1) if r.f1 else "–",
+        lambda r: _interval_text(r.f1) if r.f1 else _NONE,
         lambda r: r.f1.value if r.f1 else None,
         "F1 of label 1 for two classes, else the mean over classes, with half of its 95 % interval",
     ),
     Column(
         "ECE %",
-        lambda r: percent(r.calibration_error) if math.isfinite(r.calibration_error) else "–",
+        lambda r: percent(r.calibration_error) if math.isfinite(r.calibration_error) else _NONE,
         lambda r: r.calibration_error if math.isfinite(r.calibration_error) else None,
         "expected calibration error: how far confidence is from accuracy, in the mean over 15 bins",
     ),
@@ -208,7 +220,7 @@ COLUMNS: tuple[Column, ...] = (
     Column("seeds", lambda r: str(len(r.runs)), lambda r: len(r.runs), "runs averaged, one a seed"),
     Column(
         "transfer s",
-        lambda r: f"{r.transfer_seconds:,.1f}" if r.transfer_seconds else "–",
+        lambda r: f"{r.transfer_seconds:,.1f}" if r.transfer_seconds else _NONE,
         lambda r: r.transfer_seconds,
         "part of the training time in which the mechanism's own state learnt to match dense attention",
         cost=True,

@@ -7,7 +7,7 @@ import re
 
 def percent(share: float) -> str:
     """Two decimals, without the sign."""
-    return f"{100 * share:.2f}"
+    return f"{100 * share:z.2f}"
 
 
 def p_text(p: float) -> str:
