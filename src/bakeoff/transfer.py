@@ -138,11 +138,10 @@ def learning(model: PreTrainedModel) -> list[Attention]:
 
 
 def _is_at_its_start(mechanism: Attention) -> bool:
-    start = mechanism.initial_state()
+    start = mechanism.initial_state()  # which a conversion may have rounded to half precision
     return all(
-        torch.allclose(parameter.cpu(), start[name], rtol=1e-2, atol=1e-3)  # it may have been saved in half
-        for name, parameter in mechanism.named_parameters(recurse=False)
-        if any(parameter is one for one in mechanism.transferable())
+        torch.allclose(getattr(mechanism, name).float().cpu(), value, rtol=1e-2, atol=1e-3)
+        for name, value in start.items()
     )
 
 
