@@ -198,17 +198,24 @@ def test_padding_is_put_on_the_right_whatever_a_tokenizer_says(tmp_path):
 def test_a_conversion_that_cannot_be_written_is_one_line_and_leaves_nothing(tmp_path, monkeypatch):
     tiny.encoder(tmp_path / "base")
     (tmp_path / "file").touch()
+    (tmp_path / "out.tmp").mkdir()  # somebody's
     with pytest.raises(BakeoffError, match=r"cannot write .*choose another --output"):
         checkpoints.convert(tmp_path / "base", "dense", tmp_path / "file" / "out")
 
     def full(self, folder, **kwargs):
+        folder.mkdir()
         (folder / "model.safetensors").write_bytes(b"half")
         raise SafetensorError("No space left on device")
 
     monkeypatch.setattr(PreTrainedModel, "save_pretrained", full)
     with pytest.raises(BakeoffError, match="No space left"):
         checkpoints.convert(tmp_path / "base", "dense", tmp_path / "out")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "file"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "file", "out.tmp"]
+    monkeypatch.undo()
+    (tmp_path / "new").mkdir()
+    monkeypatch.chdir(tmp_path / "new")
+    checkpoints.convert(tmp_path / "base", "dense", ".")
+    assert checkpoints.load(tmp_path / "new").num_parameters()
 
 
 def test_a_converted_folder_takes_dropout_and_its_own_options(tmp_path):

@@ -11,6 +11,7 @@ import pytest
 import encoders
 import tiny
 from bakeoff import cli
+from bakeoff.spec import _parsed
 from fixture_runs import write_run
 
 
@@ -217,6 +218,8 @@ def test_bad_input_gives_one_line(call, shared, tmp_path, monkeypatch):
     twice = tmp_path / "twice.yaml"
     twice.write_text("task: sst2\nseed: 1\nlearning_rate: 1e-4\nseed: 2\n")
     refused(call("check", twice), "twice.yaml", "'seed' is given twice")
+    merged = "a: &a {k: 1}\nx: {inner: &b {<<: *a, k: 2}}\ny: {<<: *b}\n"
+    assert _parsed(merged)["y"].keys() == {"k"}  # nothing is given twice
     twice.write_text("task: sst2\nattention: {name: longformer, window: 8, options: {window: 16}}\n")
     refused(call("check", twice), "window is given twice")
     refused(call("run", *own(shared), *runs, "--attention", "longformer:window=*"), "is no value")

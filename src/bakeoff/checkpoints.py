@@ -14,8 +14,7 @@ import hashlib
 import importlib.util
 import json
 import math
-import os
-import shutil
+import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -365,23 +364,30 @@ def convert(base: str | Path, attention: str, output: str | Path, **kwargs: Any)
     Raises:
         BakeoffError: the folder holds files already or cannot be written, or as `load`.
     """
-    folder = Path(output)
-    temporary = folder.with_name(folder.name + ".tmp")
-    try:
-        if os.path.lexists(folder) and (not folder.is_dir() or any(folder.iterdir())):
-            raise BakeoffError(f"{folder} exists and is not empty; choose another --output.")
-        temporary.mkdir(parents=True, exist_ok=True)  # before the weights are read for nothing
+    folder = Path(output).resolve()
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise BakeoffError(f"{output} exists and is not empty; choose another --output.")
+    with _writing(output):  # before the weights are read for nothing
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        beside = tempfile.TemporaryDirectory(dir=folder.parent, prefix=f"{folder.name}.")
+    with beside:
         model = load(base, attention, **kwargs)
         tokenizer = load_tokenizer(base)
         tokenizer.model_max_length = model.max_tokens
-        model.save_pretrained(temporary)
-        tokenizer.save_pretrained(temporary)
-        temporary.replace(folder)
-    except (OSError, SafetensorError) as error:
-        raise BakeoffError(f"cannot write {folder} ({one_line(error)}); choose another --output.") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        with _writing(output):
+            whole = Path(beside.name, "model")
+            model.save_pretrained(whole)
+            tokenizer.save_pretrained(whole)
+            whole.replace(folder)
     return model
+
+
+@contextlib.contextmanager
+def _writing(output: str | Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise BakeoffError(f"cannot write {output} ({one_line(error)}); choose another --output.") from error
 
 
 def extend_positions(

@@ -155,7 +155,7 @@ class _Phases:
         except UnusableError:
             raise
         except Exception as error:
-            elsewhere = self.meter.is_stepping or env.is_out_of_memory(error) or _is_of_a_tracker(error)
+            elsewhere = self.meter.is_stepping or env.is_out_of_memory(error) or _is_elsewhere(error)
             if checkpoint is None or elsewhere:
                 raise
             raise _put_aside(checkpoint, error) from error
@@ -166,10 +166,11 @@ class UnusableError(RuntimeError):
     """What a run would start from fails it, and was put aside."""
 
 
-def _is_of_a_tracker(error: Exception) -> bool:
-    """Whether one that transformers reports to could not begin, which is no fault of a checkpoint."""
+def _is_elsewhere(error: Exception) -> bool:
+    """Whether a tracker, another process or the rows failed before the first step, and no checkpoint did."""
+    places = ("transformers.integrations", "torch.distributed", "datasets")
     modules = (frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__))
-    return any(module.startswith("transformers.integrations") for module in modules)
+    return any(module.startswith(places) for module in modules)
 
 
 def _put_aside(path: Path, error: Exception) -> UnusableError:

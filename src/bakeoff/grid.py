@@ -185,11 +185,11 @@ def _in_child(
     theirs.close()
     orphaned.close()
     try:
-        while isinstance(result := ours.recv(), _Question):
+        while isinstance(result := _received(ours), _Question):
             assert answer is not None  # noqa: S101  # or it could not ask
-            ours.send(answer(*result.arguments))
-    except (EOFError, ConnectionError):  # it died without a word, or before it had its answer
-        result = None
+            said = answer(*result.arguments)
+            with contextlib.suppress(ConnectionError):  # it may have died, which the next look tells
+                ours.send(said)
     except BaseException:  # we are interrupted, and so shall the child be
         alive.close()
         ours.close()  # it may be waiting for an answer
@@ -198,6 +198,14 @@ def _in_child(
     process.join()
     alive.close()
     return process.exitcode, result
+
+
+def _received(connection: Connection) -> Any:
+    """What the other end said; None where it died without a word, or listens no more."""
+    try:
+        return connection.recv()
+    except (EOFError, ConnectionError):
+        return None
 
 
 def _call(
@@ -210,11 +218,9 @@ def _call(
     from bakeoff.logs import quiet
 
     def ask(*question: Any) -> Any:
-        try:
+        with contextlib.suppress(ConnectionError):  # it was interrupted; SIGTERM is on its way here
             parent.send(_Question(question))
-            return parent.recv()
-        except (EOFError, ConnectionError):  # it was interrupted, and listens no more
-            raise KeyboardInterrupt from None
+        return _received(parent)
 
     if (
         cluster.IN_TASK in os.environ

@@ -15,7 +15,7 @@ import math
 import re
 import types
 import typing
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Union
 
@@ -306,12 +306,14 @@ class _Loader(yaml.SafeLoader):
         node.value = node.value.encode("utf-16", "surrogatepass").decode("utf-16")
         return node
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        names = [(key.tag, key.value) for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        for name in names:
-            if names.count(name) > 1:  # PyYAML would take the last
-                raise ValueError(f"{name[1]!r} is given twice")
-        return super().construct_mapping(node, deep)
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node, seen = super().compose_mapping_node(anchor), set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value != "<<":
+                if (key.tag, key.value) in seen:  # PyYAML would take the last
+                    raise ValueError(f"{key.value!r} is given twice")
+                seen.add((key.tag, key.value))
+        return node
 
 
 def _parsed(text: str) -> Any:

@@ -95,7 +95,8 @@ def _record(
     if env.is_first_process():
         runs.save(folder, record)
     if record.status == "ok" and env.is_first_process():
-        shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+        for name in (CHECKPOINTS, f"unusable-{CHECKPOINTS}"):
+            shutil.rmtree(folder / name, ignore_errors=True)
     if interrupted:
         raise KeyboardInterrupt
     return record

@@ -89,21 +89,21 @@ def _table(group: Group, lines: Sequence[Sequence[str]]) -> Table:
 
 def _lines(group: Group) -> dict[str, list[list[str]]]:
     """The tables by name, in their order, headings first; empty where the group has nothing for one."""
-    made = {}
-    for name, cost in (("accuracy", False), ("cost", True)):
-        chosen = [column for column in columns(group) if column.cost is cost]
-        made[name] = [["attention", *(column.title for column in chosen)]]
-        made[name] += [[row.title, *(column.text(row) for column in chosen)] for row in group.rows]
-        if not cost:
-            share = {"eval accuracy %": percent(group.baseline)}
-            cells = (share.get(column.title, _NONE) for column in chosen)
-            made[name].append([_baseline_label(group), *cells])
+    accuracy, cost = _figures(group, cost=False), _figures(group, cost=True)
+    share = {"eval accuracy %": percent(group.baseline)}
+    baseline = [_baseline_label(group), *(share.get(title, _NONE) for title in accuracy[0][1:])]
     return {
-        "accuracy": made["accuracy"],
+        "accuracy": [*accuracy, baseline],
         "seeds": by_seed(group),
-        "cost": made["cost"],
+        "cost": cost,
         "length": _by_length(group),
     }
+
+
+def _figures(group: Group, cost: bool) -> list[list[str]]:
+    chosen = [column for column in columns(group) if column.cost is cost]
+    lines = [["attention", *(column.title for column in chosen)]]
+    return lines + [[row.title, *(column.text(row) for column in chosen)] for row in group.rows]
 
 
 def by_seed(group: Group) -> list[list[str]]:
