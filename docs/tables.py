@@ -1,8 +1,8 @@
 """Fill the tables of README and docs from run records: `make tables`, or `python docs/tables.py FILE …`.
 
 A table stands between `<!-- runs:NAME PART … -->` and `<!-- end:NAME -->`, where NAME is the folder
-`runs/NAME` and each PART is one of evaluated, verdict, accuracy, seeds, cost and length. A table whose runs
-are not on this machine, or not all well, is left as it is, and said so.
+`runs/NAME`, or several joined by "+", and each PART is one of evaluated, verdict, accuracy, seeds, cost and
+length. A table whose runs are not on this machine, or not all well, is left as it is, and said so.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def filled(text: str, runs: Path) -> tuple[str, list[str]]:
     def table(match: re.Match[str]) -> str:
         begin, name, parts, end = match.groups()
         try:
-            comparison = compare(runs / name)
+            comparison = compare([runs / folder for folder in name.split("+")])
             (group,) = comparison.groups
         except (BakeoffError, ValueError) as error:
             missing.append(f"{name} ({error})")

@@ -34,6 +34,10 @@ def test_a_table_is_made_from_its_runs_and_others_are_left(tables, tmp_path):
     assert made.startswith("before\n<!-- runs:mine verdict accuracy -->\n\n- dense")
     assert "| dense             |      0.480 |   100.0 |    90.00" in made
     assert tables.filled(made, tmp_path)[0] == made
+    write_run(tmp_path / "more", "linformer", range(20))
+    both, _ = tables.filled("<!-- runs:mine+more accuracy -->\n\n<!-- end:mine+more -->\n", tmp_path)
+    assert "| linformer         |" in both
+    assert "| performer         |" in both
     write_run(tmp_path / "mine", "linformer", status="failed", error="boom")
     assert tables.filled(text, tmp_path) == (text, ["mine (1 runs without figures)", missing[0]])
 
@@ -52,4 +56,4 @@ def test_every_table_has_a_beginning_an_end_and_known_parts(tables, page):
     assert begun == re.findall(r"<!-- end:(\S+) -->", text)
     assert text.strip()
     for match in tables.TABLE.finditer(text):
-        assert {*match[3].split()} <= {"evaluated", "verdict", "accuracy", "cost", "length"}
+        assert {*match[3].split()} <= {"evaluated", "verdict", "accuracy", "seeds", "cost", "length"}
