@@ -579,7 +579,7 @@ def test_f1_is_shown_where_the_task_has_it(tmp_path):
 def test_f1_without_an_error_rests_on_the_rows_of_the_rarer_class(tmp_path):
     write_run(tmp_path, "dense", names=("accuracy", "f1"), positive=0.05)
     row = group_of(tmp_path).rows[0]
-    assert (row.f1.value, row.f1.high) == (1, 1)
+    assert (row.f1.value, row.f1.high) == pytest.approx((1, 1), abs=1e-12)
     assert row.f1.low == pytest.approx(20 / (20 + 1.96**2), abs=1e-4)  # Wilson's, of 20 out of 20
     assert row.accuracy.low == pytest.approx(400 / (400 + 1.96**2), abs=1e-4)
 

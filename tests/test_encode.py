@@ -5,6 +5,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 import tokenizers
 from tokenizers.models import WordLevel
@@ -153,7 +154,7 @@ def test_token_ids_are_kept_for_the_next_run(tokenizer: Any, tmp_path: Path, mon
     assert [*(tmp_path / "kept").iterdir()] == [kept]
 
 
-@pytest.mark.parametrize("damage", ["cut", "other rows", "not arrow"])
+@pytest.mark.parametrize("damage", ["cut", "other rows", "not arrow", "no lengths", "ids as text"])
 def test_damaged_token_ids_are_made_anew(tokenizer: Any, tmp_path: Path, damage: str) -> None:
     rows = examples(("a b",), ("a b c d a b",), ("d",))
     first = encode.encode(rows, tokenizer, 5, tmp_path)
@@ -162,6 +163,15 @@ def test_damaged_token_ids_are_made_anew(tokenizer: Any, tmp_path: Path, damage:
     if damage == "other rows":
         encode.encode(examples(("a",)), tokenizer, 5, tmp_path / "other")
         next((tmp_path / "other").iterdir()).replace(kept)
+    elif damage in ("no lengths", "ids as text"):
+        with pa.OSFile(str(kept)) as file:
+            table = pa.ipc.open_file(file).read_all()
+        if damage == "no lengths":
+            table = table.drop_columns("length")
+        else:
+            table = table.set_column(0, "input_ids", pa.array(["a", "b", "c"]))
+        with pa.OSFile(str(kept), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+            writer.write_table(table)
     else:
         kept.write_bytes(whole[: len(whole) // 2] if damage == "cut" else b"nothing of the kind")
     assert encode.encode(rows, tokenizer, 5, tmp_path).dataset[:] == first.dataset[:]

@@ -115,10 +115,21 @@ def _read(path: Path, examples: Examples) -> pa.Table | None:
     try:
         with pa.memory_map(str(path)) as file:
             table = pa.ipc.open_file(file).read_all()
+        if not _is_ours(table.schema):
+            return None
         table.validate(full=True)
         return table if table["labels"].to_pylist() == examples.labels else None
     except (OSError, KeyError, pa.ArrowException):
         return None
+
+
+def _is_ours(schema: pa.Schema) -> bool:
+    import pyarrow as pa
+
+    numbers = {"labels", "length", _WHOLE}
+    return {*numbers, "input_ids"} <= {*schema.names} and all(
+        field.type == (pa.int64() if field.name in numbers else pa.list_(pa.int32())) for field in schema
+    )
 
 
 def _write(table: pa.Table, path: Path) -> None:

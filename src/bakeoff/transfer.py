@@ -140,7 +140,7 @@ def learning(model: PreTrainedModel) -> list[Attention]:
 def _is_at_its_start(mechanism: Attention) -> bool:
     start = mechanism.initial_state()  # which a conversion may have rounded to half precision
     return all(
-        torch.allclose(getattr(mechanism, name).float().cpu(), value, rtol=1e-2, atol=1e-3)
+        torch.allclose(getattr(mechanism, name).to(value), value, rtol=1e-2, atol=1e-3)
         for name, value in start.items()
     )
 
