@@ -14,6 +14,7 @@ import hashlib
 import importlib.util
 import json
 import math
+import os
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -364,8 +365,8 @@ def convert(base: str | Path, attention: str, output: str | Path, **kwargs: Any)
     Raises:
         BakeoffError: the folder holds files already or cannot be written, or as `load`.
     """
-    folder = Path(output).resolve()
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    folder = Path(output).absolute()  # which has a name where the output is "."
+    if os.path.lexists(folder) and (not folder.is_dir() or any(folder.iterdir())):
         raise BakeoffError(f"{output} exists and is not empty; choose another --output.")
     with _writing(output):  # before the weights are read for nothing
         folder.parent.mkdir(parents=True, exist_ok=True)

@@ -161,8 +161,11 @@ def run(spec_file: SpecFile = None, *, flags: dict[str, Any]) -> None:
     _quiet()
     from bakeoff import train
 
-    with _interruptible():
-        record = train.run(spec)
+    try:
+        with _interruptible():
+            record = train.run(spec)
+    finally:
+        env.leave_all()
     if env.is_first_process():
         _say(spec, record)
         _print(str(Path(spec.output_dir) / record.id))

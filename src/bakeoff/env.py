@@ -55,6 +55,15 @@ def wait_for_all() -> None:
         torch.distributed.barrier()
 
 
+def leave_all() -> None:
+    """End this process's part in training together: at exit, threads of the group may abort it."""
+    if processes() > 1:
+        import torch
+
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+
+
 def reset_peak_memory() -> bool:
     """Start measuring the peak anew, where the system lets us (CUDA, Linux); whether it did."""
     import torch
