@@ -356,19 +356,24 @@ def test_two_processes_never_share_a_run(shared, tmp_path):
     assert train.run(spec, progress=False).status == "ok"
 
 
-def test_a_damaged_checkpoint_is_said_and_put_aside(shared, tmp_path, monkeypatch):
-    spec = tiny.spec(shared, output_dir=str(tmp_path), save_steps=5, num_train_epochs=2)
+def interrupt(spec, monkeypatch, after):
+    """Begin a run, and end it at a step."""
     on_step_end = callbacks.Meter.on_step_end
 
-    def interrupt(self, args, state, control, **kwargs):
+    def interrupting(self, args, state, control, **kwargs):
         on_step_end(self, args, state, control, **kwargs)
-        if state.global_step == 7:
+        if state.global_step == after:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(callbacks.Meter, "on_step_end", interrupt)
+        patch.setattr(callbacks.Meter, "on_step_end", interrupting)
         with pytest.raises(KeyboardInterrupt):
             train.run(spec, progress=False)
+
+
+def test_a_damaged_checkpoint_is_said_and_put_aside(shared, tmp_path, monkeypatch):
+    spec = tiny.spec(shared, output_dir=str(tmp_path), save_steps=5, num_train_epochs=2)
+    interrupt(spec, monkeypatch, after=7)
     weights = tmp_path / spec.run_id() / train.CHECKPOINTS / "checkpoint-5" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:100])
     record = train.run(spec, progress=False)
@@ -382,36 +387,17 @@ def test_a_damaged_checkpoint_is_said_and_put_aside(shared, tmp_path, monkeypatc
 
 @pytest.mark.parametrize("fault", ["tracker", "first step"])
 def test_a_checkpoint_is_kept_where_the_fault_is_not_its_own(shared, tmp_path, monkeypatch, fault):
-    tracker = pytest.importorskip("transformers.integrations").TensorBoardCallback
-    if fault == "tracker":
-        pytest.importorskip("tensorboard")
-    spec = tiny.spec(
-        shared,
-        output_dir=str(tmp_path),
-        save_steps=5,
-        num_train_epochs=2,
-        report_to=["tensorboard"] if fault == "tracker" else [],
-    )
-    on_step_end = callbacks.Meter.on_step_end
+    spec = tiny.spec(shared, output_dir=str(tmp_path), save_steps=5, num_train_epochs=2)
+    interrupt(spec, monkeypatch, after=7)
 
-    def interrupt(self, args, state, control, **kwargs):
-        on_step_end(self, args, state, control, **kwargs)
-        if state.global_step == 7:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(callbacks.Meter, "on_step_end", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            train.run(spec, progress=False)
-
-    def fail(*args, **kwargs):
-        raise RuntimeError("CUDA error: unspecified launch failure")
-
+    code = "def fail(*args, **kwargs): raise RuntimeError('CUDA error: unspecified launch failure')"
+    module = {"__name__": f"transformers.integrations.{fault}" if fault == "tracker" else "ours"}
+    exec(code, module)
     place = (
-        (tracker, "_init_summary_writer") if fault == "tracker" else (LengthGroupedTrainer, "compute_loss")
+        (callbacks.Meter, "on_train_begin") if fault == "tracker" else (LengthGroupedTrainer, "compute_loss")
     )
     with monkeypatch.context() as patch:
-        patch.setattr(*place, fail)
+        patch.setattr(*place, module["fail"])
         record = train.run(spec, progress=False)
     assert record.error == "RuntimeError: CUDA error: unspecified launch failure"
     folder = tmp_path / spec.run_id() / train.CHECKPOINTS
@@ -664,7 +650,12 @@ def test_a_memory_limit_is_kept_and_lifted():
 
 
 def test_what_libraries_say_when_memory_ends():
-    for said in ("can't start new thread", "could not create a primitive"):
+    for said in (
+        "can't start new thread",
+        "could not create a primitive",
+        "CUDA error: out of memory",
+        "CUBLAS_STATUS_ALLOC_FAILED",
+    ):
         assert env.is_out_of_memory(RuntimeError(said))
     assert env.is_out_of_memory(MemoryError())
     assert not env.is_out_of_memory(RuntimeError("could not execute a primitive"))

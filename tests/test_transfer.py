@@ -204,6 +204,7 @@ def test_with_an_account_that_cannot_be_read_all_is_put_aside(shared, tmp_path, 
     assert (folder.with_name("unusable-checkpoints") / "checkpoint-8" / "model.safetensors").is_file()
     record = train.run(spec, progress=False)
     assert record.status == "ok", record.error
+    assert not folder.with_name("unusable-checkpoints").exists()
     assert record.transfer.steps > 0
 
 
