@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -165,6 +166,10 @@ def test_the_file_is_checked_before_the_first_trial(shared, tmp_path):
         ({"n_trials": 0}, "n_trials is a whole number from 1 up"),
         ({"held_out_samples": True}, "held_out_samples is a whole number"),
         ({"seeds": []}, "seeds are whole numbers"),
+        ({"seeds": [1, -1]}, "seed must not be negative"),
+        ({"seeds": [2**32]}, "seed must be below"),
+        ({"search": {"learning_rate": {"low": 1e-5, "high": 1e-4, "log": "false"}}}, "log: true for"),
+        ({"search": {"learning_rate": {"low": True, "high": 2}}}, "low < high"),
         ({"learning_rte": 1}, "unknown field 'learning_rte'"),
         ({"base": {"max_length": 64}}, "unknown field 'base'"),
     ]:
@@ -209,3 +214,34 @@ def test_a_study_is_not_gone_on_with_for_another_sweep(shared, tmp_path, monkeyp
             BakeoffError, match="holds another sweep named sweep; choose another --output-dir"
         ):
             list(sweep.run(SweepSpec.from_dict(first | changes), progress=False))
+
+
+def test_trials_on_other_rows_are_another_sweep(shared, tmp_path):
+    given = values(shared, tmp_path / "sweep")
+    file = tmp_path / "train.csv"
+    file.write_text(Path(given["train_file"]).read_text())
+    spec = SweepSpec.from_dict(given | {"train_file": str(file)})
+    before = spec.identity()
+    assert spec.identity() == before
+    file.write_text(file.read_text().replace("a", "b"))
+    assert spec.identity() != before
+
+
+@pytest.mark.parametrize("name", ["a?b", "a%20b", "a#b"])
+def test_the_database_lies_in_its_folder_whatever_that_is_called(shared, tmp_path, name):
+    sweep._study(SweepSpec.from_dict(values(shared, tmp_path / name)), None)
+    assert (tmp_path / name / sweep.DATABASE).is_file()
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_a_busy_database_is_one_line(shared, tmp_path, monkeypatch):
+    spec = SweepSpec.from_dict(values(shared, tmp_path / "sweep"))
+    monkeypatch.setattr(sweep, "_BUSY", 0.1)
+    study = sweep._study(spec, None)
+    monkeypatch.setattr(sweep, "_study", lambda *given: study)
+    with sqlite3.connect(tmp_path / "sweep" / sweep.DATABASE, isolation_level=None) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(
+            BakeoffError, match=r"the sweep's database failed \(.*locked.*start the sweep again"
+        ):
+            list(sweep.run(spec, progress=False))

@@ -11,6 +11,7 @@ Optuna (Akiba et al., 2019, https://arxiv.org/abs/1907.10902) chooses, by the tr
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 TRIALS, BEST, REPORT, DATABASE = "trials", "best", "sweep.html", "sweep.db"  # below the sweep's folder
 _LOCK = ".study.lock"
 _HEARTBEAT = 30  # seconds; a worker that misses two is taken for dead, and its trial is made again
+_BUSY = 60  # seconds that a worker waits for others to write
 _FAILED = "failed"  # a trial's attribute: why its run did not end well
 _ATTENTION = "attention."
 _IDENTITY = "searched"  # a study's attribute: what its trials have in common
@@ -92,7 +94,8 @@ class SweepSpec:
         if taken := _NOT_SEARCHED & search.keys():
             raise BakeoffError(f"{where}: {min(taken)!r} cannot be searched.")
         sweep = cls(base=base, search={k: _space(k, v, where) for k, v in search.items()}, **own)
-        first = {name: _values(space)[0] for name, space in sweep.search.items()}
+        first = sweep._first()
+        sweep.best(first)
         for name, space in sweep.search.items():  # what can be checked before the first trial
             for value in _values(space):
                 sweep.trial(first | {name: value}, where)
@@ -105,10 +108,15 @@ class SweepSpec:
         return Path(self.base.get("output_dir") or "runs")
 
     def identity(self) -> str:
-        """What trials of one study have in common."""
+        """What trials of one study have in common: own files and encoders by what they hold, as in a run."""
         shared = {k: v for k, v in dataclasses.asdict(self).items() if k not in ("n_trials", "seeds", "seed")}
         shared["base"] = {k: str(v) for k, v in self.base.items() if k not in NOT_IDENTITY}
+        shared["first"] = self.trial(self._first()).digest()
         return json.dumps(shared, sort_keys=True)
+
+    def _first(self) -> dict[str, Any]:
+        """The first value of every space."""
+        return {name: _values(space)[0] for name, space in self.search.items()}
 
     def trial(self, chosen: Mapping[str, Any], where: str = "sweep") -> RunSpec:
         """The run of a trial."""
@@ -141,12 +149,13 @@ def _space(name: str, value: Any, where: str) -> Range | tuple[Any, ...]:
             raise BakeoffError(f"{where}: search {name!r} takes numbers and texts as choices, not {value!r}.")
         return tuple(value)
     if isinstance(value, Mapping) and {"low", "high"} <= value.keys() <= {"low", "high", "log"}:
+        ends, log = (value["low"], value["high"]), value.get("log", False)
         try:
-            low, high = (v if type(v) is int else float(v) for v in (value["low"], value["high"]))
+            low, high = (v if type(v) is int else math.nan if type(v) is bool else float(v) for v in ends)
         except (TypeError, ValueError, OverflowError):
             low = high = math.nan
-        if low < high and (low > 0 or not value.get("log")):
-            return Range(low, high, bool(value.get("log", False)))
+        if low < high and type(log) is bool and (low > 0 or not log):
+            return Range(low, high, log)
     raise BakeoffError(
         f"{where}: search {name!r} is a list of two or more choices, or {{low, high}} with low < high and "
         f"log: true for numbers above 0, not {value!r}."
@@ -180,7 +189,7 @@ def run(
         KeyboardInterrupt: the sweep can be started again, and goes on.
     """
     runs.refuse_links(*(sweep.folder / name for name in (TRIALS, BEST, REPORT, DATABASE, _LOCK)))
-    grid.prepare(sweep.trial({name: _values(space)[0] for name, space in sweep.search.items()}))
+    grid.prepare(sweep.trial(sweep._first()))
     study = _study(sweep, storage)
     while (missing := sweep.n_trials - len(_ended(study))) > 0:
         if ray is None:
@@ -211,7 +220,10 @@ def _trial(
 ) -> None:
     """Make the next trial."""
     study = _study(sweep, storage)
-    study.optimize(lambda trial: _judged(sweep, study, trial, progress, say), n_trials=1, catch=(_Failed,))
+    with _database():
+        study.optimize(
+            lambda trial: _judged(sweep, study, trial, progress, say), n_trials=1, catch=(_Failed,)
+        )
 
 
 def _told(sweep: SweepSpec, storage: str | None, number: int) -> list[tuple[RunSpec, runs.RunRecord]]:
@@ -219,6 +231,20 @@ def _told(sweep: SweepSpec, storage: str | None, number: int) -> list[tuple[RunS
     made: list[tuple[RunSpec, runs.RunRecord]] = []
     _trial(sweep, storage, False, lambda spec, record: made.append((spec, record)))
     return made
+
+
+@contextlib.contextmanager
+def _database() -> Iterator[None]:
+    """One line for a database that fails during the search, as one that is busy for too long."""
+    import optuna
+
+    try:
+        yield
+    except optuna.exceptions.StorageInternalError as error:
+        raise BakeoffError(
+            f"the sweep's database failed ({one_line(error.__cause__ or error)}); start the sweep again: "
+            "what is finished is kept."
+        ) from None
 
 
 class _Failed(Exception):  # noqa: N818  # Optuna's word for it
@@ -230,20 +256,20 @@ def _study(sweep: SweepSpec, storage: str | None) -> optuna.Study:
         import optuna
     except ImportError:
         raise BakeoffError("sweeps need Optuna: pip install 'bakeoff[sweep]'.") from None
+    from sqlalchemy.engine import URL
     from sqlalchemy.exc import SQLAlchemyError
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # heartbeats have been, for years
-    folder = runs.output_folder(
-        sweep.trial({name: _values(space)[0] for name, space in sweep.search.items()})
-    ).parent
-    url = storage or f"sqlite:///{folder / DATABASE}"
+    folder = runs.output_folder(sweep.trial(sweep._first())).parent
+    url = storage or URL.create("sqlite", database=str(folder / DATABASE)).render_as_string()
     try:
         with FileLock(folder / _LOCK):  # two workers would make the tables twice
             study = optuna.create_study(
                 study_name=folder.name,
                 storage=optuna.storages.RDBStorage(
                     url,
+                    engine_kwargs={} if storage else {"connect_args": {"timeout": _BUSY}},
                     heartbeat_interval=_HEARTBEAT,
                     heartbeat_stale_trial_callback=optuna.storages.RetryHeartbeatStaleTrialCallback(),
                 ),
@@ -321,9 +347,11 @@ def _ended(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
 
     Not those of a worker that died or was interrupted, which are made again.
     """
+    with _database():
+        trials = study.get_trials(deepcopy=False)
     ended = [
         trial
-        for trial in study.get_trials(deepcopy=False)
+        for trial in trials
         if trial.datetime_complete is not None
         and (trial.state.name in ("COMPLETE", "PRUNED") or _FAILED in trial.user_attrs)
     ]
