@@ -180,7 +180,14 @@ def test_ratios_are_taken_round_by_round():
 
 @pytest.mark.parametrize(
     ("times", "length"),
-    [((1, 1, 1), 256), ((3, 1, 1), 512), ((1, 3, 1), 1024), ((1, 1, 3), None), ((2, 2, 2), None)],
+    [
+        ((1, 1, 1), 256),
+        ((3, 1, 1), 512),
+        ((1, 3, 1), 1024),
+        ((1, 1, 3), None),
+        ((2, 2, 2), None),
+        ((1.7, 1.66, 1.66), 512),  # 1.2 times as fast, or more: less may be noise
+    ],
 )
 def test_a_crossover_holds_for_all_longer_lengths(times, length):
     lengths = (256, 512, 1024)
@@ -279,6 +286,8 @@ def test_bad_input_gives_one_line(call, tmp_path, monkeypatch):
         (["--lengths", "512,512"], "each once"),
         (["--row-lengths", "512,0"], "row_lengths must be at least 1"),
         (["--repeats", "0"], "repeats must be at least 1"),
+        (["--threads", "99999999999"], "threads must be at least 1 and below 2^31"),
+        (["--seed", "99999999999999999999999"], "seed must be at least 0 and below 2^32"),
         (["--num-heads", "5"], "multiple of num_heads"),
         (["--attentions", "longfomer"], "Did you mean 'longformer'"),
         (["--attentions", "longformer:windw=8"], "Did you mean 'window'"),

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from bakeoff.bench.result import BenchResult, Row
+from bakeoff.bench.result import RESOLVED, BenchResult, Row
 from bakeoff.report import svg
 
 _PANEL = {"width": 860, "height": 300, "left": 64, "right": 340, "top": 44, "bottom": 52}
@@ -15,8 +15,8 @@ _PANEL = {"width": 860, "height": 300, "left": 64, "right": 340, "top": 44, "bot
 def picture(result: BenchResult) -> str | None:
     """A panel of time and one of memory for each phase, both axes logarithmic; None for a single length.
 
-    A mechanism has one colour, its peers' lines are dashed, and a dot marks where it becomes faster than
-    dense for good. It follows light and dark by itself.
+    A mechanism has one colour, its peers' lines are dashed, and a dot marks from where on it is faster
+    than dense by more than noise. It follows light and dark by itself.
     """
     if len({row.length for row in result.rows}) < 2:
         return None
@@ -34,7 +34,7 @@ def picture(result: BenchResult) -> str | None:
         for line in panels[-2]["lines"]:
             if crossing := crossings.get((phase, line["label"])):
                 x, y = line["at"][crossing.length]
-                text = f"faster than {crossing.baseline} from {crossing.length:,} tokens on"
+                text = f"{RESOLVED} × faster than {crossing.baseline} from {crossing.length:,} tokens on"
                 line["crossing"] = {"x": x, "y": y, "title": text}
     for panel in panels:
         for line in panel["lines"]:

@@ -73,7 +73,10 @@ class Ratio:
 
 @dataclasses.dataclass(frozen=True)
 class Crossover:
-    """From which measured length on a mechanism beats `baseline`; None: at none up to `longest`."""
+    """From which measured length on a mechanism is `RESOLVED` times as fast as `baseline`, or more.
+
+    None: at none up to `longest`.
+    """
 
     subject: str
     baseline: str
@@ -200,7 +203,7 @@ def crossovers(rows: Sequence[Row]) -> tuple[Crossover, ...]:
         for subject in dict.fromkeys(r.subject for r in rows if r.peer is None and r.subject != "dense"):
             first = None
             for length in reversed(lengths):
-                if here[subject, length] >= here[baselines[0], length]:
+                if here[baselines[0], length] < RESOLVED * here[subject, length]:
                     break
                 first = length
             found.append(Crossover(subject, baselines[0], phase, first, lengths[-1]))

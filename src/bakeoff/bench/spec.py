@@ -76,8 +76,10 @@ class BenchSpec:
         for name in _POSITIVE:
             value = getattr(self, name)
             for number in value if isinstance(value, tuple) else (value,):
-                if number is not None and number < 1:
-                    raise BakeoffError(f"{name} must be at least 1, not {number}.")
+                if number is not None and not 1 <= number < _NUMBER:
+                    raise BakeoffError(f"{name} must be at least 1 and below 2^31, not {number}.")
+        if not 0 <= self.seed < 2**32:
+            raise BakeoffError(f"seed must be at least 0 and below 2^32, not {self.seed}.")
         if self.hidden_size % self.num_heads:
             raise BakeoffError(
                 f"hidden_size must be a multiple of num_heads, not {self.hidden_size} of {self.num_heads}."
@@ -93,6 +95,7 @@ class BenchSpec:
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
+_NUMBER = 2**31  # sizes and counts stay below, as PyTorch's threads must
 _POSITIVE = (
     "lengths",
     "row_lengths",

@@ -39,7 +39,7 @@ def tables(result: BenchResult) -> list[Table]:
             (c.subject, c.phase, f"none up to {c.longest:,}" if c.length is None else f"{c.length:,}")
             for c in result.crossovers
         )
-        title = f"faster than {result.crossovers[0].baseline} from which length on"
+        title = f"{RESOLVED} × faster than {result.crossovers[0].baseline} from which length on"
         made.append(Table(title, ("subject", "phase", "tokens"), crossings))
     return made
 
