@@ -1,6 +1,7 @@
 """The record store: what is written, what is read back, and the one line that each fault gives."""
 
 import dataclasses
+import errno
 import json
 import os
 import re
@@ -225,6 +226,27 @@ def test_runs_are_found_by_name_and_unreadable_ones_as_their_error(tmp_path):
     assert [path for path, _ in runs.find(a)] == [a]
     none = tmp_path / "none"
     assert refusal(lambda: list(runs.find(none))) == f"no such folder: {none}."
+
+
+def test_links_are_followed_to_runs_once_and_what_cannot_be_listed_is_said(tmp_path, monkeypatch):
+    write_run(tmp_path / "elsewhere", "dense", folder="x")
+    root = tmp_path / "runs"
+    write_run(root, "dense", folder="own")
+    (root / "linked").symlink_to(tmp_path / "elsewhere")
+    (root / "own" / "again").symlink_to(root)
+    assert [path for path, _ in runs.find(root)] == [root / "linked" / "x", root / "own"]
+    (root / "shut").mkdir()
+    listed = os.scandir
+
+    def scandir(path):
+        if Path(path).name == "shut":  # as for anyone but root with mode 0
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    *_, (path, error) = runs.find(root)
+    assert path == root / "shut"
+    assert str(error) == f"{path}: cannot be listed (Permission denied); mend that, or move it."
 
 
 def test_the_folders_of_a_study(spec, tmp_path, monkeypatch):

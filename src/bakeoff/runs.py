@@ -257,14 +257,34 @@ def lock(folder: Path) -> Iterator[None]:
 
 
 def find(root: Path) -> Iterator[tuple[Path, RunRecord | BakeoffError]]:
-    """Every run below `root` (or `root` itself), by folder name; one that cannot be read as its error."""
+    """Every run below `root` (or `root` itself), by folder name; what cannot be read as its error.
+
+    Links to folders are followed, each folder once.
+    """
     if not root.is_dir():
         raise BakeoffError(f"no such folder: {root}.")
-    for path in sorted(root.rglob(RECORD)):
+    unlisted: dict[Path, BakeoffError] = {}
+
+    def note(error: OSError) -> None:
+        path = Path(error.filename)
+        unlisted[path] = BakeoffError(f"{path}: cannot be listed ({error.strerror}); mend that, or move it.")
+
+    found, seen = [], set()
+    for at, folders, files in os.walk(root, onerror=note, followlinks=True):
+        if (real := os.path.realpath(at)) in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        if RECORD in files:
+            found.append(Path(at))
+    for folder in sorted([*found, *unlisted]):
+        if (hidden := unlisted.get(folder)) is not None:
+            yield folder, hidden
+            continue
         try:
-            yield path.parent, load(path.parent)
+            yield folder, load(folder)
         except BakeoffError as error:
-            yield path.parent, error
+            yield folder, error
 
 
 def encoded_folder(spec: RunSpec) -> Path:
