@@ -679,6 +679,9 @@ def test_sizes_are_checked(shared):
     for size in ("8 gigs", "-1GB", "0GB", "GiB", "8GiB "):
         with pytest.raises(BakeoffError, match="max_memory is a size such as 8GiB"):
             tiny.spec(shared, max_memory=size)
+    for size in ("9" * 400, "9" * 300 + "TiB", "9223372036854775808"):
+        with pytest.raises(BakeoffError, match=r"max_memory must be a number below 2\^63"):
+            tiny.spec(shared, max_memory=size)
 
 
 def test_trackers_are_off_by_default_and_those_asked_for_are_told(shared, tmp_path):

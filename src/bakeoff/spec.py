@@ -345,8 +345,9 @@ def parse_size(text: str, where: str) -> int:
     match = re.fullmatch(r"(\d+(?:\.\d+)?) ?(?:([KMGT])(i?)B)?", text)
     if match is None or not float(match[1]):
         raise BakeoffError(f"{where} is a size such as 8GiB or 500MB, not {text!r}.")
-    power = " KMGT".index(match[2] or " ")
-    return int(float(match[1]) * (1024 if match[3] else 1000) ** power)
+    size = float(match[1]) * (1024 if match[3] else 1000) ** " KMGT".index(match[2] or " ")
+    _check(size, where)
+    return int(size)
 
 
 _POSITIVE = (
