@@ -4,6 +4,7 @@ import json
 import math
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from rich.console import Console
 import fixture_runs
 from bakeoff import comparison as comparing
 from bakeoff import runs, stats
-from bakeoff.comparison import compare
+from bakeoff.comparison import compare, verdict
 from bakeoff.comparison.text import p_text
 from bakeoff.errors import BakeoffError
 from fixture_runs import write_run
@@ -517,8 +518,87 @@ def test_a_small_but_certain_gain_is_learning(tmp_path):
 
 
 def test_a_confident_model_no_better_than_the_majority_is_named(tmp_path):
-    write_run(tmp_path, "dense", range(100, 270))
-    assert "the difference may be chance" in fault_of(tmp_path)
+    write_run(tmp_path, "dense", range(100, 290))
+    assert "its right answers may be chance" in fault_of(tmp_path)
+
+
+def test_what_is_known_of_a_rare_class_is_learning_without_more_accuracy(tmp_path):
+    """30 of 50 are found, for 30 false alarms: as accurate as never to answer the rare label."""
+    names = ("accuracy", "f1")
+    write_run(tmp_path, "dense", [*range(20), *range(50, 80)], rows=1000, positive=0.05, names=names)
+    write_run(tmp_path, "performer", [*range(40), 50], rows=1000, positive=0.05, names=names)
+    group = group_of(tmp_path)
+    assert [row.fault for row in group.rows] == [None, None]
+    like = "dense is not shown to be more accurate than always answering 'negative', 95.00 %"
+    assert any(sentence.startswith(like) for sentence in group.verdict)
+    assert not any(s.startswith("performer is not shown") and "95.00" in s for s in group.verdict[:1])
+
+
+@pytest.mark.parametrize("positive", [0.5, 0.8])
+def test_up_to_one_run_in_twenty_that_knows_nothing_passes(positive):
+    rng, passed = np.random.default_rng(0), 0
+    for _ in range(400):
+        labels = (rng.random(300) < positive).astype(int)
+        answers = (rng.random(300) < rng.choice([0.5, positive])).astype(int)
+        run = SimpleNamespace(labels=labels, predicted=answers, correct=labels == answers)
+        passed += not verdict._may_be_chance(run)
+    assert passed / 400 <= 0.05 + 2 * math.sqrt(0.05 * 0.95 / 400)
+
+
+@pytest.mark.parametrize("seeds", [1, 5])
+def test_a_line_that_learned_a_little_is_not_the_likelier_to_fail_the_more_seeds_it_has(tmp_path, seeds):
+    """56 % of 872 balanced rows: 1 in 20 of such seeds is not told from chance by itself."""
+    rng = np.random.default_rng(0)
+    for trial in range(20):
+        root = tmp_path / str(trial)
+        for seed in range(seeds):
+            wrong = np.flatnonzero(rng.random(872) > 0.56)
+            write_run(root, "dense", wrong, rows=872, positive=0.5, seed=seed)
+    assert sum(fault_of(tmp_path / str(trial)) is not None for trial in range(20)) <= 4
+
+
+def test_a_seed_at_chance_among_good_ones_is_named(tmp_path):
+    rng = np.random.default_rng(0)
+    for seed in range(4):
+        write_run(tmp_path, "dense", range(40), seed=seed)
+    write_run(tmp_path, "dense", np.flatnonzero(rng.random(400) > 0.5), seed=4)
+    write_run(tmp_path, "performer", range(100), seed=0)
+    write_run(tmp_path, "linformer", range(160), seed=0)
+    group = group_of(tmp_path)
+    (dense,) = [row for row in group.rows if row.attention == "dense"]
+    assert dense.fault.startswith("learned nothing in 1 of 5 seeds")
+    assert "ahead of every other that learned in all of its runs" in group.verdict[0]
+
+
+def test_runs_of_other_weights_in_the_same_place_are_other_lines(tmp_path):
+    for seed, sha in ((1, "a" * 64), (2, "b" * 64)):
+        folder = write_run(tmp_path, "dense", range(20), seed=seed)
+        record = json.loads((folder / "run.json").read_text())
+        record["model"]["base_sha256"] = sha
+        (folder / "run.json").write_text(json.dumps(record))
+    names = {row.label for row in group_of(tmp_path).rows}
+    assert names == {f"dense (model_name_or_path=minilm@{c * 8})" for c in "ab"}
+
+
+def test_texts_of_other_tokens_have_no_accuracy_by_them(tmp_path):
+    write_run(tmp_path, "dense", range(20))
+    write_run(tmp_path, "performer", range(20), tokens=[9 + i % 40 for i in range(400)])
+    group = group_of(tmp_path)
+    assert group.lengths == ()
+    assert "These encoders' tokens differ, so there is no accuracy by tokens." in group.notes
+
+
+@pytest.mark.parametrize("loss", ["-Infinity", "1.7e308", "-1.0"])
+def test_a_training_loss_that_none_has_makes_one_run_unusable(tmp_path, loss):
+    write_run(tmp_path, "performer", range(20))
+    for seed in (1, 2):
+        path = write_run(tmp_path, "dense", range(20), seed=seed) / "run.json"
+        record = json.loads(path.read_text())
+        record["train_loss"] = float(loss)
+        path.write_text(json.dumps(record))
+    found = compare(tmp_path)
+    assert [row.label for row in found.groups[0].rows] == ["performer"]
+    assert {failure.status for failure in found.failures} == {"unusable"}
 
 
 def test_one_seed_of_two_that_did_not_learn(tmp_path):

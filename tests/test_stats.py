@@ -94,6 +94,27 @@ def test_mcnemar_is_the_exact_p_less_half_of_what_was_seen_on_either_side(only_a
     assert stats.mcnemar(a, b) == pytest.approx(1.0 if only_a == only_b else exact - seen, abs=1e-12)
 
 
+@pytest.mark.parametrize(("true", "answered"), [(0.5, 0.5), (0.05, 0.02), (0.05, 0.001)])
+def test_agreement_of_two_classes_is_fishers_exact_test(true, answered):
+    """Which holds the margins too; 999 deals know a p of 5 % to 1.4 points, twice their standard error."""
+    n, rng = 1000, np.random.default_rng(0)
+    labels = (np.arange(n) < true * n).astype(int)
+    for hits in range(4):
+        answers = rng.permutation(np.arange(n) < answered * n).astype(int)
+        answers[:hits] = 1
+        table = metrics.confusion(labels, answers, 2)
+        expected = scipy.stats.fisher_exact(table, alternative="greater").pvalue
+        spread = 2 * math.sqrt(expected * (1 - expected) / 999) + 0.001
+        assert stats.agreement(labels, answers) == pytest.approx(expected, abs=max(spread, 0.003))
+        assert stats.agreement(labels, answers) == stats.agreement(labels, answers)
+
+
+def test_agreement_of_several_classes_counts_right_answers_alone():
+    labels = np.repeat([0, 1, 2], 100)
+    assert stats.agreement(labels, labels) == 0.001
+    assert stats.agreement(labels, (labels + 1) % 3) == 1.0
+
+
 def test_holm_is_statsmodels():
     for size in (1, 4, 10):
         values = list(np.random.default_rng(size).random(size) ** 3)

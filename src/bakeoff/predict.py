@@ -187,7 +187,9 @@ def model_folder(folder: str | Path) -> Path:
     if (path / runs.RECORD).exists() or (path / runs.MODEL).is_dir():
         path = path / runs.MODEL
         if not path.is_dir():
-            raise BakeoffError(f"{folder} kept no model; run it again with --save-model.")
+            raise BakeoffError(
+                f"{folder} kept no model; move the folder away, and run it again with --save-model."
+            )
     return path
 
 

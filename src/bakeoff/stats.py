@@ -20,6 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 
 ALPHA = 0.05
 POWER = 0.8
+_DEALS = 999
 
 
 class Interval(NamedTuple):
@@ -81,6 +82,18 @@ def mcnemar(correct_a: ArrayLike, correct_b: ArrayLike) -> float:
     fewer, more = sorted((int((a & ~b).sum()), int((b & ~a).sum())))
     less, seen = bdtr(fewer - 1, fewer + more, 0.5) if fewer else 0.0, bdtr(fewer, fewer + more, 0.5)
     return float(less + seen)  # each of two sides: all that is less, and half of what was seen
+
+
+def agreement(labels: ArrayLike, answers: ArrayLike) -> float:
+    """How often answers dealt out to the rows at random would be right as often as these, or more.
+
+    A permutation test with 999 deals, the same at every call. How often each class is answered stays, so it
+    sees what a model knows of a rare class where its accuracy is no higher than that of never answering it.
+    """
+    y, given, draw = np.asarray(labels), np.asarray(answers), np.random.default_rng(0)
+    right = np.count_nonzero(y == given)
+    as_many = sum(np.count_nonzero(y == draw.permutation(given)) >= right for _ in range(_DEALS))
+    return (1 + as_many) / (1 + _DEALS)
 
 
 def paired_difference(

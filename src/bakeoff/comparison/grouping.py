@@ -47,6 +47,8 @@ def _settings(run: Run) -> dict[tuple[str, str], str]:
     # A field that is null says as much as one that an older record does not know.
     aside = {*NOT_IDENTITY, "seed", "attention", "train_file", "eval_file"}
     fields = {k: v for k, v in spec.items() if v is not None and k not in aside}
+    if run.model.base_sha256:  # other weights may have come to lie in the same place
+        fields["model_name_or_path"] = f"{run.model.base}@{run.model.base_sha256[:8]}"
     values = {("run", k): v for k, v in {"data": run.data.fingerprint[:8], **fields}.items()}
     return {
         key: json.dumps(v)
@@ -71,7 +73,10 @@ def _group(members: Sequence[Run], failures: Sequence[Failure]) -> Group:
             )
         seeds[run.seed] = run
     kept = [tuple(run for _, run in sorted(seeds.items())) for seeds in by_settings.values()]
-    lengths = _lengths(first.predictions.tokens)
+    tokens = {tuple(run.predictions.tokens) for seeds in kept for run in seeds}
+    lengths = _lengths(next(iter(tokens))) if len(tokens) == 1 else {}
+    if len(tokens) > 1:
+        notes.append("These encoders' tokens differ, so there is no accuracy by tokens.")
     rows = _tested(
         [
             _row(label, seeds, baseline, [*lengths.values()])
@@ -133,8 +138,6 @@ def _row(label: str, seeds: tuple[Run, ...], baseline: float, lengths: Sequence[
         return statistics.fmean(figure(run) for run in seeds)
 
     model = seeds[0].model
-    faults = [fault for run in seeds if (fault := verdict.fault(run, baseline))]
-    where = "" if len(faults) == len(seeds) else f" in {len(faults)} of {len(seeds)} seeds"
     return Row(
         label=label,
         attention=plain(model.attention),
@@ -155,7 +158,7 @@ def _row(label: str, seeds: tuple[Run, ...], baseline: float, lengths: Sequence[
         attention_parameters=model.attention_parameters,
         share_truncated=mean(lambda run: run.data.splits["eval"].share_truncated),
         share_dense=mean(lambda run: run.model.share_dense),
-        fault=f"learned nothing{where}: {plain(faults[0])}" if faults else None,
+        fault=verdict.fault(seeds, baseline),
     )
 
 

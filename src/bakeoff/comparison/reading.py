@@ -35,15 +35,17 @@ def read(folder: Path, record: RunRecord | BakeoffError) -> Run | Failure:
         return failure(record.status, record.error or "no reason was recorded")
     parts = record.data.splits.keys() if record.data else ()
     if record.model is None or record.data is None or record.cost is None or {"train", "eval"} - {*parts}:
-        return failure("incomplete", "the record lacks its model, data or cost; run it again")
+        return failure(
+            "incomplete", "the record lacks its model, data or cost; move the folder away, and run it again"
+        )
     if doubt := _doubt(record, record.model, record.data, record.cost):
-        return failure("unusable", f"{runs.RECORD}: {doubt}; run it again")
+        return failure("unusable", f"{runs.RECORD}: {doubt}; move the folder away, and run it again")
     try:
         predictions = Predictions.load(folder)
     except BakeoffError as error:
         return failure("no predictions", str(error))
     if problem := _problem(predictions, len(record.data.labels)):
-        return failure("unusable", f"{runs.PREDICTIONS}: {problem}; run it again")
+        return failure("unusable", f"{runs.PREDICTIONS}: {problem}; move the folder away, and run it again")
     return Run(record, record.model, record.data, record.cost, predictions)
 
 
@@ -60,6 +62,8 @@ def _doubt(record: RunRecord, model: Model, data: Data, cost: Cost) -> str | Non
             f"{part}'s label_counts": count
             for count in (sum(split.label_counts.values()), *split.label_counts.values())
         }
+    if record.train_loss is not None and (record.train_loss < 0 or _MOST < record.train_loss < math.inf):
+        return f"its train_loss is {record.train_loss}"
     for figures, most in ((costs, _MOST), (shares, 1.0)):
         for name, value in figures.items():
             if not 0 <= value <= most:

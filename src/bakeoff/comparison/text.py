@@ -25,6 +25,7 @@ def plain(text: str) -> str:
 
 
 def markdown_escape(text: str) -> str:
-    """`text` as literal Markdown: no emphasis, link, HTML, table cell or code comes out of it."""
-    literal = "".join(f"\\{c}" if c in "\\`*_[]<>|#~&" else c for c in text)
-    return re.sub(r"://|(?<=www)\.", r"\\\g<0>", literal, flags=re.IGNORECASE)  # or addresses become links
+    """`text` as literal Markdown: no emphasis, link, HTML, table cell, formula or code comes of it."""
+    literal = "".join(f"\\{c}" if c in "\\`*_[]<>|#~&$" else c for c in text)
+    # Or addresses become links: of pages, and of mail, where a backslash would not help.
+    return re.sub(r"://|(?<=www)\.", r"\\\g<0>", literal, flags=re.IGNORECASE).replace("@", "&#64;")

@@ -18,7 +18,7 @@ import numpy as np
 
 from bakeoff import metrics, stats
 from bakeoff.comparison.rows import Failure, Group, Row, Run
-from bakeoff.comparison.text import p_text, percent
+from bakeoff.comparison.text import p_text, percent, plain
 
 ALPHA = stats.ALPHA
 SAME_SPEED = 1.2  # on shared machines, repeated runs differ by up to about this much
@@ -28,34 +28,65 @@ UNMOVED = 0.97  # of the loss of a constant answer
 COVERED = 0.5  # share of texts with nothing left out: from here on a row shows no approximation
 FEW = 0.03  # a smallest difference above this deserves a warning
 _STATUS = {"oom": "out of memory"}
+_DIVERGED = "its loss is not a number, so training diverged"
 
 
-def fault(run: Run, baseline: float) -> str | None:
-    """Why this run counts as having learned nothing, with the likely cause; None where it learned.
+def fault(seeds: Sequence[Run], baseline: float) -> str | None:
+    """Why a line's runs count as having learned nothing, with the likely cause; None where all learned.
 
-    It did not learn when it answers one class only, when a paired test cannot tell it from always answering
-    the majority class, or when its probabilities stay at 1 / classes while it gains next to nothing.
+    A run did not learn when it diverged, when it answers one class only, or when its probabilities stay at
+    1 / classes while it gains next to nothing. Nor when its right answers may be chance; but where another
+    seed's are not, only if it is worse than the best seed by more than chance, or a line would be the
+    likelier to fail the more seeds it has.
     """
-    finite = np.isfinite(run.logits).all()
-    losses = [entry["loss"] for entry in run.record.history if "loss" in entry]
-    if not finite or not all(map(math.isfinite, losses)):
+    best = max(seeds, key=lambda run: run.correct.sum())
+    all_by_chance = all(map(_may_be_chance, seeds))
+    found = []
+    for run in seeds:
+        if (sign := _collapse(run, baseline)) is not None:
+            found.append((run, sign))
+        elif all_by_chance or (
+            _may_be_chance(run) and stats.mcnemar(run.correct, best.correct) * len(seeds) < ALPHA
+        ):
+            found.append((run, "its right answers may be chance"))
+    if not found:
+        return None
+    run, sign = found[0]
+    where = "" if len(found) == len(seeds) else f" in {len(found)} of {len(seeds)} seeds"
+    if sign == _DIVERGED:
         rate = run.record.spec.get("learning_rate")
-        return f"its loss is not a number, so training diverged; lower the learning rate ({rate})."
-    accuracy = float(run.correct.mean())
+        return f"learned nothing{where}: {sign}; lower the learning rate ({rate})."
     majority, _ = metrics.majority_baseline(run.labels)
+    against = f"{percent(baseline)} % for always answering '{run.data.labels[majority]}'"
+    reached = percent(float(run.correct.mean()))
+    return plain(f"learned nothing{where}: {reached} % against {against}; {sign}. {_cause(run)}")
+
+
+def _collapse(run: Run, baseline: float) -> str | None:
+    """A sign that training came to nothing, whatever the accuracy."""
+    if not np.isfinite(run.logits).all() or not all(map(math.isfinite, _losses(run))):
+        return _DIVERGED
     low, high = np.quantile(run.probabilities.max(axis=1), [0.01, 0.99])
     classes = run.logits.shape[1]
     answers = np.unique(run.predicted)
     if len(answers) == 1:
-        sign = f"it answers '{run.data.labels[answers[0]]}' to every row"
-    elif high <= 1 / classes + COLLAPSED and accuracy - baseline < SMALL_GAIN * (1 - baseline):
-        sign = f"its largest probability lies within [{low:.2f}, {high:.2f}]"
-    elif accuracy <= baseline or stats.mcnemar(run.correct, run.labels == majority) >= ALPHA:
-        sign = "the difference may be chance"
-    else:
-        return None
-    usual = f"always answering '{run.data.labels[majority]}'"
-    return f"{percent(accuracy)} % against {percent(baseline)} % for {usual}; {sign}. {_cause(run, losses)}"
+        return f"it answers '{run.data.labels[answers[0]]}' to every row"
+    gain = float(run.correct.mean()) - baseline
+    if high <= 1 / classes + COLLAPSED and gain < SMALL_GAIN * (1 - baseline):
+        return f"its largest probability lies within [{low:.2f}, {high:.2f}]"
+    return None
+
+
+def _may_be_chance(run: Run) -> bool:
+    """Whether it is not shown to be better than the majority's answer, nor than its own answers at random."""
+    majority, baseline = metrics.majority_baseline(run.labels)
+    if run.correct.mean() > baseline and stats.mcnemar(run.correct, run.labels == majority) < ALPHA:
+        return False
+    return stats.agreement(run.labels, run.predicted) >= ALPHA / 2  # which looks to one side
+
+
+def _losses(run: Run) -> list[float]:
+    return [entry["loss"] for entry in run.record.history if "loss" in entry]
 
 
 def sentences(group: Group, missing: Iterable[Failure] = ()) -> tuple[str, ...]:
@@ -66,6 +97,12 @@ def sentences(group: Group, missing: Iterable[Failure] = ()) -> tuple[str, ...]:
         tied = [row for row in learned if row.to_best is None or row.to_best.p >= ALPHA]
         said += [_standing(group, tied, learned), *_choice(group, tied)]
         said += [_loser(group, row, row.to_best) for row in learned if row.to_best and row not in tied]
+        said += [
+            f"{row.label} is not shown to be more accurate than always answering '{group.majority}', "
+            f"{percent(group.baseline)} %; what it knows of the other labels, accuracy does not show here."
+            for row in learned
+            if _is_like_the_majority(row)
+        ]
         said += [
             f"{row.label} leaves nothing out and compresses nothing on {100 * row.share_dense:.0f} % of the "
             "texts, which are short for it: there it has nothing to save, and the comparison shows nothing "
@@ -100,7 +137,8 @@ def _standing(group: Group, tied: Sequence[Row], learned: Sequence[Row]) -> str:
         return f"{best.label} reaches {figure}; nothing else to compare it with learned the task."
     if len(tied) == 1:
         worst = max(row.to_best.p for row in learned if row.to_best)
-        return f"{best.label} is the most accurate: {figure}, ahead of every other ({_p(worst)})."
+        among = "" if len(learned) == len(group.rows) else " that learned in all of its runs"
+        return f"{best.label} is the most accurate: {figure}, ahead of every other{among} ({_p(worst)})."
     others = [row.to_best for row in tied if row.to_best]
     lowest, reach = min(other.p for other in others), max(other.high for other in others)
     sign = "=" if len(others) == 1 or p_text(lowest) == "1.00" else "≥"
@@ -182,8 +220,19 @@ def _doubts(group: Group, learned: Sequence[Row]) -> list[str]:
     return said
 
 
-def _cause(run: Run, losses: Sequence[float]) -> str:
+def _is_like_the_majority(row: Row) -> bool:
+    labels = row.runs[0].labels
+    majority, baseline = metrics.majority_baseline(labels)
+    always = np.broadcast_to(labels == majority, row.correct.shape)  # whatever the seed
+    return (
+        row.accuracy.value <= baseline
+        or stats.paired_difference(row.correct, always, same_seeds=True).p >= ALPHA
+    )
+
+
+def _cause(run: Run) -> str:
     """The likeliest cause, from how the training loss went against that of a constant answer."""
+    losses = _losses(run)
     counts = np.array(list(run.data.splits["train"].label_counts.values()), dtype=float)
     shares = counts[counts > 0] / counts.sum()
     constant = float(-(shares * np.log(shares)).sum())
