@@ -115,6 +115,20 @@ def test_blocks_are_listed_whole_ones_apart():
     assert (mask.seq_lengths, mask.BLOCK_SIZE, mask.mask_mod) == ((300, 300), (128, 128), allowed)
 
 
+def test_a_process_may_need_more_kernels_than_dynamo_makes_by_itself(monkeypatch):
+    """Of a head size each; the limit was 8. The backend compiles nothing, so that it runs on a CPU."""
+    torch._dynamo.reset()
+    compiled = torch.compile(flex.flex_attention, dynamic=True, fullgraph=True, backend="eager")
+    monkeypatch.setattr(flex, "_compiled", lambda: compiled)
+    one = torch.ones(1, 1, 1, 1).bool()
+    mask = flex.block_mask(lambda b, h, i, j: i >= 0, one, one, 100)
+    for size in range(16, 30):
+        q, k, v = torch.randn(3, 1, 1, 100, size)
+        expected = torch.nn.functional.scaled_dot_product_attention(q, k, v)
+        torch.testing.assert_close(flex.attend(q, k, v, mask, scaling=size**-0.5), expected)
+    torch._dynamo.reset()
+
+
 @pytest.mark.parametrize("compiling", [False, True])
 def test_the_kernel_gets_what_was_given(compiling, monkeypatch):
     calls = []
@@ -126,8 +140,13 @@ def test_the_kernel_gets_what_was_given(compiling, monkeypatch):
     name = "flex_attention" if compiling else "_compiled"
     monkeypatch.setattr(flex, name, kernel if compiling else lambda: kernel)
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: compiling)
-    assert flex.attend("q", "k", "v", "mask", scaling=0.3) == "out"
-    assert calls == [(("q", "k", "v"), {"block_mask": "mask", "scale": 0.3})]
+    q, k, v = torch.randn(3, 1, 1, 4, 16)
+    half = torch.bfloat16
+    assert flex.attend(q, k, v.to(half), "mask", scaling=0.3) == "out"  # as autocast leaves a rotation
+    [(given, settings)] = calls
+    assert [x.dtype for x in given] == [half] * 3
+    assert all(map(torch.equal, given, (q.to(half), k.to(half), v.to(half))))
+    assert settings == {"block_mask": "mask", "scale": 0.3}
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -18,6 +18,8 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 BLOCK = 128  # what the kernel's tiles divide, whatever the head size
 
+_KERNELS = 1024
+
 Allowed = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
@@ -49,9 +51,12 @@ def block_mask(allowed: Allowed, touched_BHIJ: Tensor, whole_BHIJ: Tensor, N: in
 
 def attend(q_BHND: Tensor, k_BHND: Tensor, v_BHND: Tensor, mask: BlockMask, *, scaling: float) -> Tensor:
     """Softmax attention in a pattern: (B, H, N, D). A row that may see nothing is zero."""
+    q_BHND, k_BHND = q_BHND.to(v_BHND.dtype), k_BHND.to(v_BHND.dtype)  # rotated in fp32 under autocast
     if torch.compiler.is_compiling():
         return flex_attention(q_BHND, k_BHND, v_BHND, block_mask=mask, scale=scaling)
-    return _compiled()(q_BHND, k_BHND, v_BHND, block_mask=mask, scale=scaling)
+    # A kernel for each pattern, dtype, head size, and with and without gradients: 8 would be all.
+    with torch._dynamo.config.patch(recompile_limit=_KERNELS, accumulated_recompile_limit=_KERNELS):
+        return _compiled()(q_BHND, k_BHND, v_BHND, block_mask=mask, scale=scaling)
 
 
 def _listed(blocks_BHIJ: Tensor) -> tuple[Tensor, Tensor]:
