@@ -47,6 +47,9 @@ SMALL = {
 #: Families that do not dispatch; deberta and fnet accept an attention's name and never call it.
 REFUSED = ["deberta", "deberta-v2", "fnet", "yoso", "mpnet", "roformer", "nystromformer", "convbert"]
 
+#: Decoders that dispatch, and whose configs do not say what they are.
+DECODERS = ["gpt2", "llama", "qwen3", "mistral", "gemma2"]
+
 HEADS = {"classification": AutoModelForSequenceClassification, "masked-lm": AutoModelForMaskedLM}
 
 

@@ -12,7 +12,7 @@ import torch
 from transformers import AutoConfig, AutoModelForMaskedLM, AutoModelForSequenceClassification
 
 import encoders
-from bakeoff import checkpoints
+from bakeoff import checkpoints, encoder
 from bakeoff.attention import ATTENTIONS
 from bakeoff.encoder import BakeoffConfig, BakeoffForSequenceClassification
 from bakeoff.errors import BakeoffError
@@ -128,6 +128,49 @@ def test_without_the_library_loading_fails_loudly(folders, tmp_path):
     assert "bakeoff" in run.stderr
 
 
+@pytest.mark.parametrize("head", sorted(encoders.HEADS))
+def test_more_tokens_are_saved_and_loaded(tmp_path, head):
+    encoders.save(tmp_path / "base", "bert", head)
+    model = load(tmp_path / "base", "linformer", head=head)
+    model.resize_token_embeddings(70)
+    model.save_pretrained(tmp_path / "more")
+    again, inputs = checkpoints.load(tmp_path / "more", "linformer", head=head), encoders.batch(vocab=70)
+    torch.testing.assert_close(again(**inputs).logits, model(**inputs).logits, rtol=0, atol=0)
+
+
+def test_models_load_in_threads(folders):
+    """Discovery runs the family with a recorder, which all share; a config of its own each has to be run."""
+    encoder._discovered.clear()
+
+    def loaded(family):
+        return load(folders / family, "linformer")(**encoders.batch()).logits.isfinite().all()
+
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(loaded, sorted(encoders.FAMILIES)))
+
+
+@pytest.mark.parametrize("attention", sorted(ATTENTIONS))
+def test_a_bottleneck_gives_the_mechanism_its_own_width(attention):
+    """MobileBERT's attention reads 128 features of 512."""
+    options = encoders.SMALL[attention] | ({"separate_global": False} if attention == "longformer" else {})
+    config = BakeoffConfig.wrap(encoders.config("mobilebert"), attention, attention_options=options)
+    model = BakeoffForSequenceClassification(config)
+    assert {site.hidden_size for site in model.sites} == {128}
+    assert model(**encoders.batch()).logits.isfinite().all()
+
+
+@pytest.mark.parametrize("chunk", [2, 11])
+def test_feed_forward_chunks_are_left_out_and_change_nothing(tmp_path, chunk):
+    """17 real tokens in all, and four when the family is looked at."""
+    encoders.save(tmp_path / "base", "bert", chunk_size_feed_forward=chunk)
+    inputs = encoders.batch(N=22)
+    inputs["attention_mask"][0, 9:] = 0
+    inputs["attention_mask"][1, 8:] = 0
+    ours = load(tmp_path / "base", "dense")
+    stock = AutoModelForSequenceClassification.from_pretrained(tmp_path / "base").eval()
+    torch.testing.assert_close(ours(**inputs).logits, stock(**inputs).logits, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("family", encoders.REFUSED)
 def test_a_family_that_does_not_dispatch_is_refused(family, tmp_path):
     config = encoders.config(family)
@@ -143,6 +186,9 @@ def test_decoders_and_wrong_masks_are_refused(folders):
         BakeoffForSequenceClassification(
             BakeoffConfig.wrap(encoders.config("bert", is_decoder=True), "dense")
         )
+    for family in encoders.DECODERS:
+        with pytest.raises(BakeoffError, match=f"{family} attends to what is behind alone, as decoders do"):
+            BakeoffForSequenceClassification(BakeoffConfig.wrap(encoders.config(family), "dense"))
     model, inputs = load(folders / "bert", "bigbird"), encoders.batch()
     inputs["attention_mask"] = inputs["attention_mask"][:, None, None, :].bool()
     with pytest.raises(ValueError, match="4 dimensions"):

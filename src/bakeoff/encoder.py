@@ -17,8 +17,9 @@ import copy
 import dataclasses
 import functools
 import re
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -131,7 +132,17 @@ class BakeoffConfig(PreTrainedConfig):
         config = AutoConfig.for_model(model_type, **values)
         config.id2label, config.label2id = copy.deepcopy(self.id2label), copy.deepcopy(self.label2id)
         config.problem_type = self.problem_type
-        return config
+        return unchunked(config)
+
+
+def unchunked(config: PreTrainedConfig) -> PreTrainedConfig:
+    """`config` without feed-forward chunks, which have to divide the tokens: packed, there are any number.
+
+    They save memory and change no result.
+    """
+    if getattr(config, "chunk_size_feed_forward", 0):
+        config.chunk_size_feed_forward = 0
+    return config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,6 +150,7 @@ class Site:
     """An attention layer of an encoder, as found by running it."""
 
     path: str
+    hidden_size: int  # of what it projects; in MobileBERT's bottleneck less than the encoder's
     num_heads: int
     num_key_value_heads: int
     head_dim: int
@@ -166,7 +178,7 @@ def build(
             site.num_heads,
             site.num_key_value_heads,
             site.head_dim,
-            encoder_config.hidden_size,
+            site.hidden_size,
             max_length,
             config.attention_seed,
         )
@@ -188,8 +200,9 @@ def discover(config: PreTrainedConfig, auto_class: Any) -> tuple[list[Site], int
         BakeoffError: the family does not dispatch its attention, wholly or in part.
     """
     key = auto_class, config.to_json_string(use_diff=False)
-    if key not in _discovered:
-        _discovered[key] = _discover(config, auto_class)
+    with _discovering:
+        if key not in _discovered:
+            _discovered[key] = _discover(config, auto_class)
     sites, tokens = _discovered[key]
     return list(sites), tokens
 
@@ -203,9 +216,10 @@ def _discover(config: PreTrainedConfig, auto_class: Any) -> tuple[list[Site], in
     if getattr(config, "is_decoder", False):
         raise BakeoffError(f"this {family} is configured as a decoder; bakeoff compares encoders.")
     _calls.clear()
+    config = unchunked(copy.deepcopy(config))
     with torch.device("meta"), torch.no_grad():
         try:
-            model = auto_class.from_config(copy.deepcopy(config), attn_implementation=_RECORDER).eval()
+            model = auto_class.from_config(config, attn_implementation=_RECORDER).eval()
         except Exception as error:  # whatever a foreign config makes its class raise
             raise BakeoffError(f"a {family} of this config cannot be built ({_line(error)}).") from error
         try:
@@ -217,12 +231,19 @@ def _discover(config: PreTrainedConfig, auto_class: Any) -> tuple[list[Site], in
     _calls.clear()
     if not calls or len(calls) != config.num_hidden_layers:
         raise BakeoffError(f"{refusal} ({len(calls)} of its {config.num_hidden_layers} layers called it.)")
+    if any(call.causal for call in calls):
+        raise BakeoffError(
+            f"{family} attends to what is behind alone, as decoders do; bakeoff compares encoders."
+        )
     paths = {module: path for path, module in model.named_modules()}
     sites: dict[str, Site] = {}
-    for module, query, key, sliding_window in calls:
+    for module, query, key, sliding_window, _ in calls:
         path = paths[module]
         calls_so_far = sites[path].calls if path in sites else 0
-        sites[path] = Site(path, query[1], key[1], query[3], calls_so_far + 1, sliding_window)
+        projected = next(
+            (m.in_features for m in module.modules() if isinstance(m, nn.Linear)), config.hidden_size
+        )
+        sites[path] = Site(path, projected, query[1], key[1], query[3], calls_so_far + 1, sliding_window)
     return list(sites.values()), max_tokens(model, config)
 
 
@@ -246,13 +267,27 @@ def max_tokens(model: nn.Module, config: PreTrainedConfig) -> int:
 
 
 _discovered: dict[tuple[Any, str], tuple[list[Site], int]] = {}  # a run asks three times
-_calls: list[tuple[nn.Module, torch.Size, torch.Size, int | None]] = []
+_discovering = threading.Lock()  # of which one at a time may fill the list below
+
+
+class _Call(NamedTuple):
+    """What a family hands to its attention function."""
+
+    module: nn.Module
+    query: torch.Size
+    key: torch.Size
+    sliding_window: int | None
+    causal: bool
+
+
+_calls: list[_Call] = []
 
 
 def _record(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, None]:
-    _calls.append((module, query.shape, key.shape, kwargs.get("sliding_window")))
+    causal = getattr(module, "is_causal", False) if (told := kwargs.get("is_causal")) is None else told
+    _calls.append(_Call(module, query.shape, key.shape, kwargs.get("sliding_window"), bool(causal)))
     return query.transpose(1, 2).contiguous(), None
 
 
@@ -493,8 +528,7 @@ class _Bakeoff(PreTrainedModel):
                 layer.register_forward_pre_hook(_enter_packed, with_kwargs=True)
             layers[-1].register_forward_hook(_leave_packed, with_kwargs=True)
         residual = FIRST_ONLY.get(self.model.config.model_type)
-        chunks = getattr(self.model.config, "chunk_size_feed_forward", 0)  # of the tokens, which would be one
-        self.first_only = packs and self.classifies and residual is not None and not chunks
+        self.first_only = packs and self.classifies and residual is not None
         if self.first_only:
             attention = self.model.get_submodule(self.sites[-1].path)
             attention.register_forward_hook(_mark_first_tokens, with_kwargs=True)
@@ -537,6 +571,13 @@ class _Bakeoff(PreTrainedModel):
     def set_input_embeddings(self, value: nn.Module) -> None:
         """Replace the family's token embeddings."""
         self.model.set_input_embeddings(value)
+
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Module:
+        """As transformers'; the family's own config is told, or what is saved would not load."""
+        embeddings = super().resize_token_embeddings(*args, **kwargs)
+        self.model.config.vocab_size = embeddings.num_embeddings
+        self.config.encoder = {**(self.config.encoder or {}), "vocab_size": embeddings.num_embeddings}
+        return embeddings
 
     def get_output_embeddings(self) -> nn.Module | None:
         """The masked-LM head's decoder, if there is one."""
