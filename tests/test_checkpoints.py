@@ -1,11 +1,14 @@
 """Hub layouts read as they are, longer positions, conversions; held against transformers' own classes."""
 
 import json
+import os
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors import SafetensorError
 from transformers import (
+    AutoConfig,
     AutoModelForSequenceClassification,
     BigBirdForMaskedLM,
     BigBirdForPreTraining,
@@ -215,7 +218,30 @@ def test_a_conversion_that_cannot_be_written_is_one_line_and_leaves_nothing(tmp_
     (tmp_path / "new").mkdir()
     monkeypatch.chdir(tmp_path / "new")
     checkpoints.convert(tmp_path / "base", "dense", ".")
+    assert "config.json" in os.listdir(".")  # whoever stands there has not lost the ground
     assert checkpoints.load(tmp_path / "new").num_parameters()
+
+
+@pytest.mark.parametrize("problem_type", ["regression", "multi_label_classification"])
+@pytest.mark.parametrize("converted", [False, True])
+def test_a_base_for_another_kind_of_labels_becomes_a_classifier_of_one(tmp_path, problem_type, converted):
+    encoders.save(tmp_path / "base", "bert", problem_type=problem_type)
+    base = tmp_path / "base"
+    if converted:
+        checkpoints.load(base, "dense").save_pretrained(tmp_path / "converted")
+        base = tmp_path / "converted"
+    model = checkpoints.load(base, "dense", labels=["a", "b", "c"])
+    assert model(**encoders.batch(), labels=torch.tensor([0, 2])).loss > 0
+    model.save_pretrained(tmp_path / "again")
+    assert AutoConfig.from_pretrained(tmp_path / "again").problem_type == "single_label_classification"
+
+
+def test_a_tokenizer_that_names_no_mask_gets_one(tmp_path):
+    folder = Path(tiny.spec(tmp_path).model_name_or_path)
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"model_input_names": ["input_ids"]}))
+    padded = checkpoints.load_tokenizer(folder).pad({"input_ids": [[1, 2, 3], [1]]})
+    assert [sum(row) for row in padded["attention_mask"]] == [3, 1]
 
 
 def test_a_converted_folder_takes_dropout_and_its_own_options(tmp_path):

@@ -146,6 +146,8 @@ def test_texts_are_as_many_as_the_task_has(call, folder, tmp_path):
     shutil.copytree(folder / "model", run / "model")
     refused(call("predict", run, "a text"), "a pair of texts an input, not 1")
     assert call("predict", run, *columns)[0] == 0
+    with pytest.raises(BakeoffError, match="letter by letter; give a list"):
+        list(predict.Classifier(folder / "model")("a text"))
     with pytest.raises(BakeoffError, match="one text or a pair an input, not 3"):
         list(predict.Classifier(folder / "model")([("a", "b", "c")]))
 

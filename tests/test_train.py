@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -498,6 +499,18 @@ def test_training_rows_held_out_are_judged_on_and_not_trained_on(shared, tmp_pat
         preparation.prepare(dataclasses.replace(spec, held_out_samples=256))
     with pytest.raises(BakeoffError, match="leave out max_eval_samples"):
         dataclasses.replace(spec, max_eval_samples=10)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model-00001-of-00002.safetensors", "tokenizer.json"])
+def test_a_base_that_changes_in_its_place_is_another_run(shared, tmp_path, name):
+    spec = tiny.spec(shared)
+    base = shutil.copytree(spec.model_name_or_path, tmp_path / "base")
+    spec = dataclasses.replace(spec, model_name_or_path=str(base))
+    before = spec.digest()
+    assert spec.digest() == before
+    with (base / name).open("a") as file:
+        file.write(" ")
+    assert spec.digest() != before
 
 
 def test_a_run_without_the_younger_fields_keeps_its_digest(shared):

@@ -243,6 +243,21 @@ def test_state_that_was_trained_is_kept(shared, tmp_path, attention):
     assert again.transfer is None
 
 
+@pytest.mark.parametrize("attention", LEARNS.values())
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_short_training_is_told_from_what_half_precision_rounds(shared, attention, dtype):
+    """50 steps of AdamW at 2e-5 move a number by 1e-3 at most."""
+    model, *_ = prepared(shared, attention)
+    for mechanism in model.mechanisms():
+        mechanism.to(dtype).float()
+    assert transfer.learning(model)
+    with torch.no_grad():
+        for mechanism in model.mechanisms():
+            for parameter in mechanism.transferable():
+                parameter += 2e-4 * torch.randn(parameter.shape)
+    assert not transfer.learning(model)
+
+
 def test_texts_that_a_mechanism_covers_are_left_out(shared, tmp_path, monkeypatch):
     read, forward = [], transfer._Stage.forward
 

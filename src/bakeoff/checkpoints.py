@@ -24,6 +24,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
+    CONFIG_NAME,
     AutoConfig,
     AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
@@ -143,6 +144,8 @@ def load_tokenizer(base: str | Path) -> PreTrainedTokenizerBase:
     if type(longest) not in (int, float) or not longest >= 1 or longest % 1:
         raise BakeoffError(f"{base}: its tokenizer's model_max_length is {longest!r}, no number of tokens.")
     tokenizer.padding_side = "right"  # most families' classifiers read the first token
+    if "attention_mask" not in tokenizer.model_input_names:  # without one, padding would be read as text
+        tokenizer.model_input_names = [*tokenizer.model_input_names, "attention_mask"]
     return tokenizer
 
 
@@ -319,6 +322,7 @@ def load(
         for_labels = {
             "id2label": dict(enumerate(labels)),
             "label2id": {name: index for index, name in enumerate(labels)},
+            "problem_type": "single_label_classification",  # whatever the checkpoint was for
             "ignore_mismatched_sizes": True,  # a head for more or fewer gives way to a new one
         }
     if source.model_type == NAME:
@@ -379,7 +383,11 @@ def convert(base: str | Path, attention: str, output: str | Path, **kwargs: Any)
             whole = Path(beside.name, "model")
             model.save_pretrained(whole)
             tokenizer.save_pretrained(whole)
-            whole.replace(folder)
+            if folder.exists():  # and may be where the caller stands
+                for path in sorted(whole.iterdir(), key=lambda path: path.name == CONFIG_NAME):  # last
+                    path.replace(folder / path.name)
+            else:
+                whole.replace(folder)
     return model
 
 

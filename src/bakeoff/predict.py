@@ -108,6 +108,8 @@ class Classifier:
 
         Within these, texts are batched by length, which pads the least.
         """
+        if isinstance(texts, str):
+            raise BakeoffError("a single text would be read letter by letter; give a list of texts.")
         pending = iter(texts)
         while window := list(islice(pending, WINDOW * batch_size)):
             yield from self._classify([(t,) if isinstance(t, str) else tuple(t) for t in window], batch_size)

@@ -189,9 +189,10 @@ class RunSpec:
             path = identity[field]
             if path is not None:
                 identity[field] = _sha256(Path(path))
-        weights = Path(self.model_name_or_path) / "model.safetensors"
-        if weights.is_file():
-            identity["model_sha256"] = _sha256(weights)
+        base = Path(self.model_name_or_path)
+        if base.is_dir():
+            files = sorted(path for pattern in _BASE_FILES for path in base.glob(pattern) if path.is_file())
+            identity["model_sha256"] = {path.name: _sha256(path) for path in files}
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
     def run_id(self) -> str:
@@ -349,6 +350,8 @@ def parse_size(text: str, where: str) -> int:
     _check(size, where)
     return int(size)
 
+
+_BASE_FILES = ("*.safetensors", "*.json", "*.txt", "*.model")  # weights, config and tokenizer
 
 _POSITIVE = (
     "max_train_samples",

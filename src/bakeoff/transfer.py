@@ -138,9 +138,10 @@ def learning(model: PreTrainedModel) -> list[Attention]:
 
 
 def _is_at_its_start(mechanism: Attention) -> bool:
-    start = mechanism.initial_state()  # which a conversion may have rounded to half precision
+    """But for what saving in half precision rounds: a short training moves some number by more."""
+    start = mechanism.initial_state()
     return all(
-        torch.allclose(getattr(mechanism, name).to(value), value, rtol=1e-2, atol=1e-3)
+        torch.allclose(getattr(mechanism, name).to(value), value, rtol=5e-3, atol=1e-6)
         for name, value in start.items()
     )
 
