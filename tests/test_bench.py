@@ -10,7 +10,7 @@ import xml.etree.ElementTree as ElementTree
 import pytest
 import torch
 
-from bakeoff import bench, rows
+from bakeoff import bench, packing
 from bakeoff.attention.base import Layer
 from bakeoff.attention.performer import Performer
 from bakeoff.bench import gate, measure, peers, picture, result, subjects, timing
@@ -79,7 +79,7 @@ def test_every_peer_equals_ours_and_the_gate_sees_a_changed_weight(name, level, 
 
 @pytest.mark.parametrize("name", PEERS)
 def test_every_peer_equals_ours_row_by_row(name, monkeypatch):
-    monkeypatch.setattr(rows, "ONE_BY_ONE", 1)
+    monkeypatch.setattr(packing, "ONE_BY_ONE", 1)
     peer = PEERS[name]
     installed(peer.distribution)
     spec = small(SMALL[peer.attention], level="encoder", row_lengths=(256, 100))
@@ -331,9 +331,7 @@ def test_bad_input_gives_one_line(call, tmp_path, monkeypatch):
         raise importlib.metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(importlib.metadata, "version", missing)
-    refused(
-        call("bench", "--lengths", "192", *linformer, *out), "linformer is not installed", "bakeoff[peers]"
-    )
+    refused(call("bench", "--lengths", "192", *linformer, *out), "linformer is not installed", ".[peers]")
     assert not (tmp_path / "out").exists()
 
 

@@ -38,7 +38,7 @@ from bakeoff import attention as mechanisms
 from bakeoff.attention.base import is_exporting
 from bakeoff.attention.longformer import Window
 from bakeoff.errors import BakeoffError
-from bakeoff.rows import Aligned, Packed, Traced, align, pack
+from bakeoff.packing import Aligned, Packed, Traced, align, pack
 
 NAME = "bakeoff"  # of the model type, the attention function, and the submodule on each attention layer
 _RECORDER = "bakeoff_recorder"

@@ -7,7 +7,7 @@ Shapes are suffixes of names:
     M features                    K projected length
 
 A row's real tokens come first and padding last; `length_B` counts the real ones, and is None where nothing is
-padded. Padding that lies elsewhere is moved by the bridge (`rows.py`), once a forward pass, so that no
+padded. Padding that lies elsewhere is moved by the bridge (`packing.py`), once a forward pass, so that no
 mechanism has to. Nothing is called a mask, whose sign differs between libraries.
 
 The contract, tested for every mechanism:
@@ -89,7 +89,7 @@ class Attention(nn.Module):
         return False
 
     def projects_later(self, n: int) -> bool:
-        """Whether `forward` had rather project keys and values itself, for fewer than the layer's `n` tokens.
+        """Whether `forward` would rather project keys and values itself, for fewer than the `n` tokens.
 
         Where the bridge can, it then gives `hidden_BNE` and the layer's projections, `key` and `value`; k and
         v have no meaning.

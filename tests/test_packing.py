@@ -4,11 +4,10 @@ import pytest
 import torch
 
 import encoders
-from bakeoff import checkpoints
-from bakeoff import rows as rows_module
+from bakeoff import checkpoints, packing
 from bakeoff.attention import ATTENTIONS, longformer
 from bakeoff.encoder import FIRST_ONLY
-from bakeoff.rows import align, pack
+from bakeoff.packing import align, pack
 
 KEEP = torch.tensor([[1, 1, 1, 1, 1, 1], [1, 1, 0, 0, 0, 0], [0, 0, 0, 1, 1, 1], [1, 0, 1, 0, 0, 1]]).bool()
 
@@ -26,7 +25,7 @@ def test_packed_tokens_come_back_to_their_places():
 @pytest.mark.parametrize("one_by_one", [1, 256])
 @pytest.mark.parametrize("make", [pack, align])
 def test_rows_have_their_real_tokens_first(make, one_by_one, monkeypatch):
-    monkeypatch.setattr(rows_module, "ONE_BY_ONE", one_by_one)
+    monkeypatch.setattr(packing, "ONE_BY_ONE", one_by_one)
     x = torch.randn(4, 6, 3)
     keep = KEEP.clone()
     keep[1] = False
@@ -62,7 +61,7 @@ def test_what_is_in_place_is_not_moved():
 @pytest.mark.parametrize("family", sorted(encoders.FAMILIES))
 def test_a_packed_encoder_computes_the_same(tmp_path, family, attention, one_by_one, monkeypatch):
     """Logits and every gradient, against the same tokens left in their places."""
-    monkeypatch.setattr(rows_module, "ONE_BY_ONE", one_by_one)
+    monkeypatch.setattr(packing, "ONE_BY_ONE", one_by_one)
     encoders.save(tmp_path, family)
     model = checkpoints.load(tmp_path, attention, attention_options=encoders.SMALL[attention]).double()
     inputs = encoders.batch(B=4, N=24, side="right")
@@ -184,7 +183,7 @@ def test_where_padding_lies_changes_nothing(tmp_path, attention, where, packed):
 @pytest.mark.parametrize("family", sorted(encoders.FAMILIES))
 def test_the_dense_rule_in_every_family(tmp_path, family, one_by_one, monkeypatch):
     """Short windows computed densely and as windows: the same logits and gradients on packed rows."""
-    monkeypatch.setattr(rows_module, "ONE_BY_ONE", one_by_one)
+    monkeypatch.setattr(packing, "ONE_BY_ONE", one_by_one)
     encoders.save(tmp_path, family)
     model = checkpoints.load(tmp_path, "longformer", attention_options=encoders.SMALL["longformer"]).double()
     inputs, results = encoders.batch(B=3, N=24), []
