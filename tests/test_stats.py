@@ -130,6 +130,13 @@ def mean_squares(y):
     return found.to_numpy() / y.size
 
 
+def test_two_rows_have_an_interaction_with_one_degree_of_freedom():
+    y = np.array([[1.0, 0.0], [1.0, 1.0], [0.0, 1.0]])
+    interaction, (seeds, freedom) = stats._seeds(y)
+    _, of_seeds, rest = mean_squares(y)
+    assert (interaction, seeds, freedom) == (pytest.approx(rest), pytest.approx(of_seeds), 2)
+
+
 def test_rows_seeds_and_interaction_are_those_of_an_analysis_of_variance():
     """Of two-way random effects the variance of the mean is rows + seeds - interaction, in mean squares."""
     (y, other) = right(np.random.default_rng(0), 60, [(0.7, 5.0)] * 2, 3)

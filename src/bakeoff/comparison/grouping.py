@@ -102,7 +102,13 @@ def _group(members: Sequence[Run], failures: Sequence[Failure]) -> Group:
         notes=tuple(notes),
     )
     missing = [failure for failure in failures if failure.task == group.name]
-    return dataclasses.replace(group, verdict=verdict.sentences(group, missing))
+    chosen = verdict.choice(group)
+    return dataclasses.replace(
+        group,
+        verdict=verdict.sentences(group, missing),
+        tied=tuple(row.label for row in verdict.tied(group)),
+        choice=None if chosen is None else chosen.label,
+    )
 
 
 def _labels(rows: Sequence[Sequence[Run]]) -> list[str]:

@@ -120,6 +120,10 @@ class Group:
     same_machine: bool  # whether seconds may be compared
     notes: tuple[str, ...] = ()
     verdict: tuple[str, ...] = ()
+    tied: tuple[str, ...] = ()  # labels of the rows that the paired test does not tell from the best
+    choice: str | None = (
+        None  # the label of the one to take; None where none learned, or seconds do not compare
+    )
 
     @property
     def best(self) -> Row:
@@ -145,3 +149,9 @@ class Comparison:
     groups: tuple[Group, ...]
     failures: tuple[Failure, ...]
     notes: tuple[str, ...]
+
+    def _repr_markdown_(self) -> str:
+        """For notebooks."""
+        from bakeoff.comparison.tables import render_markdown
+
+        return render_markdown(self)

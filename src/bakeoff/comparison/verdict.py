@@ -94,9 +94,9 @@ def sentences(group: Group, missing: Iterable[Failure] = ()) -> tuple[str, ...]:
     learned = [row for row in group.rows if row.fault is None]
     said: list[str] = []
     if learned:
-        tied = [row for row in learned if row.to_best is None or row.to_best.p >= ALPHA]
-        said += [_standing(group, tied, learned), *_choice(group, tied)]
-        said += [_loser(group, row, row.to_best) for row in learned if row.to_best and row not in tied]
+        equals = tied(group)
+        said += [_standing(group, equals, learned), *_choice(group, equals)]
+        said += [_loser(group, row, row.to_best) for row in learned if row.to_best and row not in equals]
         said += [
             f"{row.label} is not shown to be more accurate than always answering '{group.majority}', "
             f"{percent(group.baseline)} %; what it knows of the other labels, accuracy does not show here."
@@ -118,6 +118,38 @@ def sentences(group: Group, missing: Iterable[Failure] = ()) -> tuple[str, ...]:
     return tuple(said)
 
 
+def tied(group: Group) -> list[Row]:
+    """The best of the rows that learned, and those that the paired test does not tell from it."""
+    learned = [row for row in group.rows if row.fault is None]
+    return [row for row in learned if row.to_best is None or row.to_best.p >= ALPHA]
+
+
+def choice(group: Group) -> Row | None:
+    """Which of the tied to take: the cheapest in one way and dearer in none, else dense, else the best.
+
+    None where no row learned, or where several are tied and their seconds are of different machines.
+    """
+    equals = tied(group)
+    if len(equals) < 2 or not group.same_machine:
+        return equals[0] if len(equals) == 1 else None
+    usual = _usual(group, equals)
+    for seconds, other in ((_train_seconds, _eval_seconds), (_eval_seconds, _train_seconds)):
+        fair = [row for row in _own(equals) if _ratio(other(row), other(usual)) < SAME_SPEED]
+        cheap = min(fair, key=seconds, default=usual)
+        if _ratio(seconds(usual), seconds(cheap)) >= SAME_SPEED:
+            return cheap
+    return usual
+
+
+def _usual(group: Group, equals: Sequence[Row]) -> Row:
+    return next((row for row in equals if row.attention == "dense"), group.best)
+
+
+def _own(equals: Sequence[Row]) -> Sequence[Row]:
+    """Those that approximate something here, if there are any."""
+    return [row for row in equals if not _covers_texts(row)] or equals
+
+
 def _absences(missing: Iterable[Failure]) -> list[str]:
     """Which attentions have runs without figures; the runs and their errors are listed elsewhere."""
     counts = Counter((failure.attention, failure.status) for failure in missing)
@@ -128,41 +160,36 @@ def _absences(missing: Iterable[Failure]) -> list[str]:
     ]
 
 
-def _standing(group: Group, tied: Sequence[Row], learned: Sequence[Row]) -> str:
+def _standing(group: Group, equals: Sequence[Row], learned: Sequence[Row]) -> str:
     best = group.best
     figure = (
         f"{percent(best.accuracy.value)} % ({percent(best.accuracy.low)} to {percent(best.accuracy.high)})"
     )
     if len(learned) == 1:
         return f"{best.label} reaches {figure}; nothing else to compare it with learned the task."
-    if len(tied) == 1:
+    if len(equals) == 1:
         worst = max(row.to_best.p for row in learned if row.to_best)
         among = "" if len(learned) == len(group.rows) else " that learned in all of its runs"
         return f"{best.label} is the most accurate: {figure}, ahead of every other{among} ({_p(worst)})."
-    others = [row.to_best for row in tied if row.to_best]
+    others = [row.to_best for row in equals if row.to_best]
     lowest, reach = min(other.p for other in others), max(other.high for other in others)
     sign = "=" if len(others) == 1 or p_text(lowest) == "1.00" else "≥"
     behind = f"the other{'s' * (len(others) > 1)} may be up to {_points(reach)} behind"
-    names = _listed([row.label for row in tied])
+    names = _listed([row.label for row in equals])
     return f"{names} are tied (p {sign} {p_text(lowest)}): {best.label} has {figure}, and {behind}."
 
 
-def _choice(group: Group, tied: Sequence[Row]) -> list[str]:
-    """Which of the tied rows to take: the cheapest in one way and dearer in none, where it can be told."""
-    if len(tied) == 1 or not group.same_machine:
+def _choice(group: Group, equals: Sequence[Row]) -> list[str]:
+    """`choice` with its reason, where there is something to choose from."""
+    chosen, usual = choice(group), _usual(group, equals)
+    if chosen is None or len(equals) == 1:
         return []
-    own = [row for row in tied if not _covers_texts(row)] or list(tied)
-    usual = next((row for row in tied if row.attention == "dense"), group.best)
-    for seconds, other in ((_train_seconds, _eval_seconds), (_eval_seconds, _train_seconds)):
-        fair = [row for row in own if _ratio(other(row), other(usual)) < SAME_SPEED]
-        cheap = min(fair, key=seconds, default=usual)
-        if _ratio(seconds(usual), seconds(cheap)) >= SAME_SPEED:
-            return [
-                f"Choose {cheap.label}: it {_speed(usual, cheap)} than {usual.label}{_risk(group, cheap)}."
-            ]
-    which = (
-        "none of the tied" if len(own) == len(tied) else "none of the tied that approximates anything here"
-    )
+    if chosen is not usual:
+        return [
+            f"Choose {chosen.label}: it {_speed(usual, chosen)} than {usual.label}{_risk(group, chosen)}."
+        ]
+    all_own = len(_own(equals)) == len(equals)
+    which = "none of the tied" if all_own else "none of the tied that approximates anything here"
     cheaper = f"{SAME_SPEED} × cheaper to train or to evaluate without being dearer in the other"
     return [f"Choose {usual.label}: {which} is {cheaper}."]
 
