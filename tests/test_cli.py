@@ -10,8 +10,10 @@ import pytest
 
 import encoders
 import tiny
-from bakeoff import cli
+from bakeoff import __version__, cli, grid
+from bakeoff.errors import BakeoffError
 from bakeoff.spec import _parsed
+from bakeoff.tasks import TASKS
 from fixture_runs import write_run
 
 
@@ -148,6 +150,79 @@ def test_grid_from_a_file(call, shared, tmp_path):
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("run.json")}
 
 
+def test_grid_of_own_files(call, shared, tmp_path):
+    code, stdout, stderr = call(
+        "grid", *own(shared), "--attentions", "dense,longformer:window=4;global_tokens=2", "--seeds", "1",
+        "--num-train-epochs", "1", "--output-dir", tmp_path,
+    )  # fmt: skip
+    assert code == 0, stderr
+    assert "[2/2] train longformer:global_tokens=2,window=4 seed 1" in stdout
+    refused(call("grid", *own(shared), "--tasks", "sst2", "--attentions", "dense"), "exclude each other")
+    refused(call("grid", "--attentions", "dense"), "needs tasks (--tasks sst2,imdb), or own files (--train")
+    refused(call("grid", "--tasks", "sst2"), "needs attentions (--attentions)")
+    refused(call("grid", "--tasks", "sst2", "--attentions", "longformer:window=4,global_tokens=2"), "with ;")
+
+
+def test_a_flag_overrides_what_a_grid_file_says_of_a_task(call, tmp_path, monkeypatch):
+    file, asked = tmp_path / "grid.yaml", []
+    file.write_text(
+        "tasks: [sst2, imdb]\nattentions: [dense]\nmax_length: 64\n"
+        "per_task: {sst2: {max_length: 128, weight_decay: 0.5}}\n"
+    )
+
+    def check(specs):
+        asked.append([(spec.max_length, spec.weight_decay) for spec in specs])
+        raise BakeoffError("enough")
+
+    monkeypatch.setattr(grid, "check", check)
+    call("grid", file)
+    call("grid", file, "--max-length", "32")
+    assert asked == [[(128, 0.5), (64, 0.01)], [(32, 0.5), (32, 0.01)]]
+
+
+def test_runs_that_fail_are_no_bad_input(call, shared, tmp_path):
+    """Exit code 1, as of a single run."""
+    answer = call(
+        "grid", *own(shared), "--attentions", "dense", "--max-memory", "1MB", "--output-dir", tmp_path
+    )
+    assert answer[0] == 1
+    assert "1 of 1 runs did not end well" in answer[2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["run", "--lr", "1e-4"], ["No such option: --lr", "see bakeoff run --help."]),
+        (["run", "--learning-rate", "abc"], ["--learning-rate", "see bakeoff run --help."]),
+        (["nosuch"], ["nosuch", "see bakeoff --help."]),
+        (["compare"], ["runs", "see bakeoff compare --help."]),
+        (["convert", "minilm"], ["--attention", "see bakeoff convert --help."]),
+        (["run", "--max-length"], ["--max-length"]),
+    ],
+)
+def test_a_command_line_that_cannot_be_read_is_one_line(call, arguments, said):
+    refused(call(*arguments), *said)
+
+
+def test_no_command_is_help_and_the_version_is_said(call):
+    code, stdout, stderr = call()
+    assert (code, stdout) == (2, "")
+    assert all(f"\n  {verb} " in stderr for verb in ("run", "grid", "compare"))
+    assert call("--version") == (0, f"bakeoff {__version__}\n", "")
+
+
+def test_names_are_whole_on_a_narrow_terminal_and_in_a_pipe(call, monkeypatch):
+    monkeypatch.setattr(cli.out, "_width", 60)
+    monkeypatch.setenv("COLUMNS", "60")
+    _, stdout, _ = call("run", "--help")
+    assert all(f" {flag.partition('/')[0]} " in stdout for flag, _ in cli.FLAGS.values())
+    _, stdout, _ = call("ls", "tasks")
+    assert [line.split("\t")[0] for line in stdout.splitlines()] == list(TASKS)
+    monkeypatch.setattr(cli.out, "_force_terminal", True)
+    _, stdout, _ = call("ls", "tasks")
+    assert all(name in stdout for name in TASKS)
+
+
 def test_convert_and_its_refusals(call, shared, tmp_path):
     code, stdout, stderr = call("convert", shared / "encoder", "--attention", "linformer:projected_length=8",
                                 "--max-length", "600", "--output", tmp_path / "out")  # fmt: skip
@@ -162,8 +237,9 @@ def test_convert_and_its_refusals(call, shared, tmp_path):
 def test_attentions_with_a_value_a_layer():
     from bakeoff.spec import AttentionSpec
 
-    spec = AttentionSpec.parse("longformer:window=[16,32],global_tokens=2")
-    assert spec.options == {"window": (16, 32), "global_tokens": 2}
+    for separator in ",;":
+        spec = AttentionSpec.parse(f"longformer:window=[16,32]{separator}global_tokens=2")
+        assert spec.options == {"window": (16, 32), "global_tokens": 2}
 
 
 def test_an_unreadable_record_is_listed_and_stops_nothing(call, tmp_path):
@@ -241,6 +317,9 @@ def test_bad_input_gives_one_line(call, shared, tmp_path, monkeypatch):
     refused(call("compare", tmp_path / "nothing"), "no such folder")
     refused(call("compare", tmp_path), "")
     refused(call("predict", tmp_path, "text"), "")
+    write_run(tmp_path / "several", "dense")
+    refused(call("predict", tmp_path / "several", "text"), "holds runs; name one of them")
+    refused(call("run", *own(shared), *runs, "--model", "minlm"), "Did you mean 'minilm'?")
     refused(call("predict", tmp_path), "give texts")
     assert not (tmp_path / "runs").exists()
 
@@ -261,6 +340,7 @@ def test_bad_run_files_give_one_line(call, tmp_path):
     refused(call("run", tmp_path / "no.yaml"), "no such file")
     file.write_text("tasks: [sst2]\nattentions: [dense]\nlearning_rat: 1")
     refused(call("grid", file), "learning_rate")
+    refused(call("check", file), "run.yaml is a grid file, by its 'tasks'; give it to bakeoff grid.")
     file.write_text("tasks: [sst2]\nattentions: [dense]\nper_task: {sst2: {seed: 3}}")
     refused(call("grid", file), "cannot set 'seed'")
 

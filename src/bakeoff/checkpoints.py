@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import difflib
 import functools
 import hashlib
 import importlib.util
@@ -226,9 +227,11 @@ def _readable(base: str | Path, what: str) -> Iterator[None]:
         reason = one_line(error)[:300]
         if Path(str(base)).exists():
             raise BakeoffError(f"{base}: no {what} that transformers can read here ({reason})") from error
+        meant = f" Did you mean {MINILM!r}?" if difflib.get_close_matches(str(base), [MINILM]) else ""
         raise BakeoffError(
             f"no {what} {str(base)!r}: not a folder, and the Hub could not give it. Check the name and the "
-            f"network, or give a folder with config.json, model.safetensors and the tokenizer. ({reason})"
+            "network, or give a folder with config.json, model.safetensors and the tokenizer."
+            f"{meant} ({reason})"
         ) from error
 
 

@@ -23,19 +23,20 @@ from rich.text import Text
 from bakeoff import env
 from bakeoff.errors import BakeoffError, printable
 from bakeoff.spec import AttentionSpec, GridSpec, RunSpec, load_yaml
+from bakeoff.version import __version__
 
 if TYPE_CHECKING:
     from bakeoff import runs
 
 app = typer.Typer(
     name="bakeoff",
-    help="Fine-tune, evaluate and compare efficient-attention text encoders against dense attention.",
-    no_args_is_help=True,
     add_completion=False,
-    rich_markup_mode="markdown",
+    rich_markup_mode=None,  # whose tables cut the names of flags that one has to type
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+#: What the command line is parsed with raises: click's, which newer Typers carry in themselves.
+_USAGE: Any = typer.BadParameter.__mro__[2]
 out = Console()
 err = Console(stderr=True)
 
@@ -61,7 +62,7 @@ FLAGS: dict[str, tuple[str, str]] = {
         "--extend-positions/--no-extend-positions",
         "Copy learned positions where --max-length exceeds them.",
     ),
-    "recipe": ("--recipe", "What is done before fine-tuning; bakeoff ls recipes lists them."),
+    "recipe": ("--recipe", "How the mechanism comes into its place; bakeoff ls recipes lists them."),
     "learning_rate": ("--learning-rate", "By default 2e-5, and 1e-4 for encoders of hidden size up to 512."),
     "per_device_train_batch_size": ("--per-device-train-batch-size", "Rows a step and device."),
     "per_device_eval_batch_size": ("--per-device-eval-batch-size", "Rows a batch in evaluation."),
@@ -103,10 +104,10 @@ def _takes_spec_flags(*without: str) -> Callable[[Callable[..., Any]], Callable[
             hint = hints[field.name]
             kind: Any = str if field.name == "attention" else list[str] if hint == tuple[str, ...] else hint
             default = field.default
-            shown = (
-                default if isinstance(default, int | float | str) and not isinstance(default, bool) else False
+            shows = isinstance(default, int | float | str) and not isinstance(default, bool)
+            option = typer.Option(
+                flag, help=f"{text} [default: {default}]" if shows else text, show_default=False
             )
-            option = typer.Option(flag, help=text, show_default=str(shown) if shown is not False else False)
             parameters.append(
                 inspect.Parameter(
                     field.name,
@@ -139,6 +140,25 @@ Ray = Annotated[
 SpecFile = Annotated[
     Path | None, typer.Argument(help="A YAML run file; flags override its fields.", show_default=False)
 ]
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        _print(f"bakeoff {__version__}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def _main(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Fine-tune, evaluate and compare efficient-attention text encoders against dense attention."""
+    if context.invoked_subcommand is None:
+        sys.stderr.write(f"{context.get_help()}\n")
+        raise typer.Exit(2)
 
 
 @app.command(
@@ -179,16 +199,20 @@ Examples:
 
     bakeoff grid --tasks sst2,imdb --attentions dense,longformer:window=64,performer --seeds 1,2,3
 
+    bakeoff grid --train a.csv --eval b.csv --text-column text --label-column label --attentions dense,bigbird
+
     bakeoff grid grid.yaml --output-dir runs/study
 """
 )
-@_takes_spec_flags("task", "attention", "seed", "train_file", "eval_file", "text_columns", "label_column")
+@_takes_spec_flags("task", "attention", "seed")
 def grid(
     grid_file: Annotated[
         Path | None, typer.Argument(help="A YAML grid file; flags override its fields.", show_default=False)
     ] = None,
     *,
-    tasks: Annotated[str | None, typer.Option(help="Tasks, separated by commas.", show_default=False)] = None,
+    tasks: Annotated[
+        str | None, typer.Option(help="Tasks, separated by commas; none for own files.", show_default=False)
+    ] = None,
     attentions: Annotated[
         str | None,
         typer.Option(
@@ -199,8 +223,13 @@ def grid(
     ray: Ray = None,
     flags: dict[str, Any],
 ) -> None:
-    """Run every combination of tasks, attentions and seeds, then compare them."""
+    """Run every combination of tasks, attentions and seeds. Then compare them."""
     values = {**(load_yaml(grid_file) if grid_file else {}), **flags}
+    if isinstance(special := values.get("per_task"), dict):
+        values["per_task"] = {
+            task: {k: v for k, v in fields.items() if k not in flags} if isinstance(fields, dict) else fields
+            for task, fields in special.items()
+        }
     if tasks:
         values["tasks"] = _split(tasks)
     if attentions:
@@ -218,9 +247,7 @@ def grid(
             bad += record.status != "ok"
     _compare([Path(specs[0].output_dir)])
     if bad:
-        raise BakeoffError(
-            f"{bad} of {len(specs)} runs did not end well; start the grid again to retry them."
-        )
+        _fail(f"{bad} of {len(specs)} runs did not end well; start the grid again to retry them.")
 
 
 @app.command(
@@ -244,7 +271,7 @@ def sweep(
     ray: Ray = None,
     flags: dict[str, Any],
 ) -> None:
-    """Search run fields with Optuna, judged on held-out training rows; make the best again over seeds."""
+    """Search run fields with Optuna. By held-out training rows; the best is made again over seeds."""
     from bakeoff import sweep as sweeps
 
     values = {**load_yaml(sweep_file), **flags}
@@ -258,7 +285,7 @@ def sweep(
             _say(made, record)
             bad += record.status != "ok"
     if bad:
-        raise BakeoffError(f"{bad} runs of the best trial did not end well; start the sweep again.")
+        _fail(f"{bad} runs of the best trial did not end well; start the sweep again.")
     _compare([spec.folder / sweeps.BEST])
     _print(str(spec.folder / sweeps.REPORT))
 
@@ -276,7 +303,7 @@ def compare(
     runs: Annotated[list[Path], typer.Argument(help="Folders of runs.")],
     format: Annotated[str, typer.Option(help="terminal, markdown or json.")] = "terminal",
 ) -> None:
-    """Compare runs: a table a task, with intervals, paired tests and a plain verdict."""
+    """Compare runs. A table a task, with intervals, paired tests and a plain verdict."""
     _compare(runs, format)
 
 
@@ -297,7 +324,7 @@ def report(
         typer.Option(help="A bench.json or its folder: adds time and memory by length; may be repeated."),
     ] = None,
 ) -> None:
-    """Write the comparison as Markdown and as one self-contained HTML page with plots."""
+    """Write the comparison as Markdown and as an HTML page. The page is self-contained, with plots."""
     from bakeoff import report as reports
 
     for path in reports.write(runs, output_dir, bench or ()):
@@ -323,7 +350,7 @@ def convert(
     head: Annotated[str, typer.Option(help="classification or masked-lm.")] = "classification",
     seed: Annotated[int, typer.Option(help="Of random features and random blocks.")] = 0,
 ) -> None:
-    """Turn a dense checkpoint into another mechanism, warm-started, loadable by AutoModel."""
+    """Give a pretrained encoder another attention. Warm-started, and loadable by AutoModel."""
     _quiet()
     from bakeoff import checkpoints
     from bakeoff.encoder import dispatched
@@ -417,7 +444,7 @@ def try_(
     port: Annotated[int, typer.Option(help="Of 127.0.0.1; 0 for any that is free.")] = 8765,
     open: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
 ) -> None:
-    """Type a text on a local page, and see what every mechanism says, and what it reads."""
+    """Put texts to trained mechanisms on a local page. See what each says, and what it reads."""
     _quiet()
     from bakeoff import playground
 
@@ -452,7 +479,7 @@ def export(
     format: Annotated[str, typer.Option(help="onnx, torch-export or safetensors.")],
     output: Annotated[Path, typer.Option(help="A new folder for model, tokenizer and card.")],
 ) -> None:
-    """Write a trained run for others: graph or weights, held equal to the run's model, and a model card."""
+    """Write a trained run for others, with a model card. Graph or weights, held equal to the run's model."""
     _quiet()
     from bakeoff import export as exporting
 
@@ -475,7 +502,7 @@ Examples:
 )
 @_takes_spec_flags()
 def check(spec_file: SpecFile = None, *, flags: dict[str, Any]) -> None:
-    """Validate a run without training it: the spec, the data, the encoder and its dispatch."""
+    """Validate a run without training it. The spec, the data, the encoder and its dispatch."""
     spec = _spec(spec_file, flags)
     _quiet()
     from bakeoff import preparation
@@ -544,7 +571,7 @@ def bench(
         "bench"
     ),
 ) -> None:
-    """Time mechanisms against the implementations people would otherwise use, once they are held equal."""
+    """Time mechanisms against other implementations. Those in use, once outputs are held equal."""
     from bakeoff import bench as benchmark
     from bakeoff.bench.result import command_line
     from bakeoff.bench.tables import check_folder, render_terminal
@@ -600,7 +627,7 @@ def draw(
         Path | None, typer.Option(help="A PNG file, in place of the terminal.", show_default=False)
     ] = None,
 ) -> None:
-    """Draw the attention weights that a mechanism computes, beside dense attention's."""
+    """Draw a mechanism's attention weights beside dense ones."""
     from bakeoff import draw as drawings
 
     drawing = drawings.draw(attention, length, scores=scores, seed=seed)
@@ -627,7 +654,7 @@ Examples:
 def ls(
     what: Annotated[str, typer.Argument(help="tasks, attentions, recipes, or a folder of runs.")] = "tasks",
 ) -> None:
-    """List the tasks, the attentions with their options, the recipes, or the runs in a folder."""
+    """List tasks, attentions, recipes, or the runs in a folder."""
     table = Table(box=None)
     if what == "tasks":
         from bakeoff import tasks
@@ -666,8 +693,12 @@ def ls(
         ]
     if not rows:
         raise BakeoffError(f"{what} holds no runs yet.")
-    for name in rows[0]:
-        table.add_column(name)
+    if not out.is_terminal:  # whoever reads it wants a line each, with names whole
+        for row in rows:
+            sys.stdout.write("\t".join(map(printable, row.values())) + "\n")
+        return
+    for number, name in enumerate(rows[0]):
+        table.add_column(name, overflow="fold", no_wrap=number == 0)
     for row in rows:
         table.add_row(*(_text(value) for value in row.values()))
     out.print(table)
@@ -679,10 +710,17 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
-        app()
+        raise SystemExit(app(prog_name="bakeoff", standalone_mode=False))
     except BakeoffError as error:
         err.print(_text(f"error: {error}"), soft_wrap=True)
         raise SystemExit(2) from None
+    except _USAGE as error:
+        where = error.ctx.command_path if getattr(error, "ctx", None) else "bakeoff"
+        said = " ".join(error.format_message().split()).removesuffix(".")
+        err.print(_text(f"error: {said}; see {where} --help."), soft_wrap=True)
+        raise SystemExit(2) from None
+    except typer.Abort:
+        raise SystemExit(130) from None
     except BrokenPipeError:  # the reader of our output, such as head, has gone
         raise SystemExit(1) from None
     except OSError as error:
@@ -700,6 +738,12 @@ def main() -> None:
         raise SystemExit(2) from None
 
 
+def _fail(said: str) -> typing.NoReturn:
+    """End where the input was good and the work was not."""
+    err.print(_text(said), soft_wrap=True)
+    raise typer.Exit(1)
+
+
 def _print(text: str) -> None:
     """A line as it is, however wide: what is piped may be a path."""
     out.print(_text(text), soft_wrap=True)
@@ -712,6 +756,9 @@ def _text(text: str, style: str = "") -> Text:
 
 def _spec(spec_file: Path | None, flags: dict[str, Any]) -> RunSpec:
     values = load_yaml(spec_file) if spec_file else {}
+    for field, kind in (("tasks", "grid"), ("attentions", "grid"), ("search", "sweep")):
+        if field in values:
+            raise BakeoffError(f"{spec_file} is a {kind} file, by its {field!r}; give it to bakeoff {kind}.")
     return RunSpec.from_dict({**values, **flags}, str(spec_file or "run"))
 
 
@@ -797,7 +844,14 @@ def _split(text: str) -> list[str]:
 
 
 def _attentions(text: str) -> tuple[AttentionSpec, ...]:
-    return tuple(AttentionSpec.parse(part.replace(";", ",")) for part in _split(text))
+    parts = _split(text)
+    for part in parts:
+        if "=" in part.partition(":")[0]:
+            raise BakeoffError(
+                f"attentions: {part!r} is no mechanism; separate the options of one with ;, as in "
+                "longformer:window=64;global_tokens=1."
+            )
+    return tuple(map(AttentionSpec.parse, parts))
 
 
 def _integers(name: str, text: str) -> tuple[int, ...]:

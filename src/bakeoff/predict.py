@@ -181,7 +181,7 @@ def model_folder(folder: str | Path) -> Path:
     """Where the model of a run is, or `folder` itself where it is no run's.
 
     Raises:
-        BakeoffError: there is no such folder, or the run kept no model.
+        BakeoffError: there is no such folder, it holds several runs, or the run kept no model.
     """
     path = Path(folder)
     if not path.is_dir():
@@ -192,6 +192,8 @@ def model_folder(folder: str | Path) -> Path:
             raise BakeoffError(
                 f"{folder} kept no model; move the folder away, and run it again with --save-model."
             )
+    elif any(path.glob(f"*/{runs.RECORD}")):
+        raise BakeoffError(f"{folder} holds runs; name one of them, which bakeoff ls {folder} lists.")
     return path
 
 

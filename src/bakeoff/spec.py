@@ -34,7 +34,10 @@ _YOUNGER = frozenset({"held_out_samples", "eval_steps"})
 
 @dataclasses.dataclass(frozen=True)
 class AttentionSpec:
-    """A mechanism by name with its options, written `longformer:window=64,global_tokens=1`."""
+    """A mechanism by name with its options, written `longformer:window=64,global_tokens=1`.
+
+    Options may be separated by `;` too, which a list of mechanisms, separated by commas, needs.
+    """
 
     name: str
     options: Mapping[str, Option] = dataclasses.field(default_factory=dict)
@@ -61,7 +64,7 @@ class AttentionSpec:
                 raise BakeoffError(f"an attention of {len(value):,} characters; write up to {_ATTENTION:,}.")
             name, _, rest = value.partition(":")
             options = {}
-            for pair in filter(None, re.split(r",(?![^\[]*\])", rest)):  # commas, but not those of a list
+            for pair in filter(None, re.split(r"[,;](?![^\[]*\])", rest)):  # but not those of a list
                 key, equals, text = pair.partition("=")
                 if not equals:
                     raise BakeoffError(
@@ -215,9 +218,12 @@ class RunSpec:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GridSpec:
-    """Every combination of tasks, attentions and seeds over one shared set of run fields."""
+    """Every combination of tasks, attentions and seeds over one shared set of run fields.
 
-    tasks: tuple[str, ...]
+    `tasks` is `(None,)` where the user's own files, among those fields, are what to learn from.
+    """
+
+    tasks: tuple[str | None, ...]
     attentions: tuple[AttentionSpec, ...]
     seeds: tuple[int, ...] = (42,)
     base: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -226,7 +232,7 @@ class GridSpec:
     def runs(self) -> Iterator[RunSpec]:
         """One `RunSpec` a cell: tasks outermost, so that a task's table completes early."""
         for task, seed, attention in itertools.product(self.tasks, self.seeds, self.attentions):
-            cell = {**self.base, **self.per_task.get(task, {})}
+            cell = {**self.base, **self.per_task.get(str(task), {})}
             yield RunSpec.from_dict({**cell, "task": task, "attention": attention, "seed": seed}, "grid")
 
     @classmethod
@@ -234,14 +240,26 @@ class GridSpec:
         """Read `tasks`, `attentions`, `seeds`, `per_task`, and any run field as shared by all cells."""
         rest = dict(values)
         tasks = rest.pop("tasks", None)
+        own = tasks is None and "train_file" in rest
         attentions = rest.pop("attentions", None)
         seeds = rest.pop("seeds", [42])
         per_task = rest.pop("per_task", None) or {}
-        for name, value in (("tasks", tasks), ("attentions", attentions), ("seeds", seeds)):
+        if tasks is None and not own:
+            raise BakeoffError(
+                f"{where}: a grid needs tasks (--tasks sst2,imdb), or own files (--train a.csv …)."
+            )
+        for name, value in (
+            ("tasks", [None] if own else tasks),
+            ("attentions", attentions),
+            ("seeds", seeds),
+        ):
             if not isinstance(value, list | tuple) or not value:
-                raise BakeoffError(f"{where}: a grid needs {name!r}, a list with at least one entry.")
-        if not all(isinstance(task, str) for task in tasks):
+                raise BakeoffError(
+                    f"{where}: a grid needs {name} (--{name}), a list with at least one entry."
+                )
+        if not own and not all(isinstance(task, str) for task in tasks):
             raise BakeoffError(f"{where}: tasks are names, not {tasks!r}.")
+        tasks = [None] if own else tasks
         if (cells := len(tasks) * len(attentions) * len(seeds)) > _CELLS:
             raise BakeoffError(f"{where}: a grid of {cells:,} runs; it takes up to {_CELLS:,}.")
         if not isinstance(per_task, Mapping) or not all(isinstance(v, Mapping) for v in per_task.values()):
