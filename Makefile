@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-oldest lint audit studies tables picture docs clean
+.PHONY: demo test test-oldest lint audit mutation studies tables picture docs clean
 
 # The bake-off, offline: five mechanisms on real text, from one pretrained encoder.
 demo: .venv/.demo
@@ -67,4 +67,4 @@ docs: .venv/.test
 	touch $@
 
 clean:
-	rm -rf .venv runs build
+	rm -rf .venv .venv-oldest build

@@ -316,7 +316,7 @@ def test_bad_input_is_one_line(call, folder, tmp_path, monkeypatch):
         taken.listen()
         one_line(call("try", folder / "runs", "--port", taken.getsockname()[1]), "cannot be had", "--port")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    one_line(call("try", folder / "runs"), "pip install 'bakeoff[try]'")
+    one_line(call("try", folder / "runs"), "pip install '.[try]'")
 
 
 def test_a_damaged_model_is_left_out_with_its_reason(folder, tmp_path):

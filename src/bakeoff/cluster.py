@@ -91,7 +91,7 @@ def _connected(address: str) -> Iterator[Any]:
     try:
         import ray
     except ImportError:
-        raise BakeoffError("--ray needs Ray: pip install 'bakeoff[ray]'.") from None
+        raise BakeoffError("--ray needs Ray: pip install '.[ray]' in bakeoff's checkout.") from None
     local = {"include_dashboard": False} if address == LOCAL else {}
     terminate = signal.getsignal(signal.SIGTERM)
     try:

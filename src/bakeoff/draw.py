@@ -163,7 +163,9 @@ def write_png(drawing: Drawing, path: Path) -> None:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError:
-        raise BakeoffError("--output needs matplotlib: pip install 'bakeoff[draw]'.") from None
+        raise BakeoffError(
+            "--output needs matplotlib: pip install '.[draw]' in bakeoff's checkout."
+        ) from None
     panels = drawing.panels
     figure = Figure(figsize=(3.6 * len(panels), 4), dpi=100, layout="constrained")
     for number, (title, weights_NN) in enumerate(panels, start=1):

@@ -127,10 +127,8 @@ class RunRecord:
     train_loss: float | None = None
     cost: Cost | None = None
     transfer: Transfer | None = None  # None: the recipe has no such stage, or the mechanism nothing to learn
-    batches: Mapping[str, int] = dataclasses.field(
-        default_factory=dict
-    )  # as the spec names them, where memory
-    # did not allow what it asks for: smaller batches, more of them a step, and the same step
+    # As the spec names them, where memory did not allow what it asks for: smaller batches, more of them a step.
+    batches: Mapping[str, int] = dataclasses.field(default_factory=dict)
     history: tuple[Mapping[str, float], ...] = ()  # as Trainer logs: step, epoch, and loss or eval_accuracy …
     schema: int = SCHEMA
 

@@ -255,7 +255,7 @@ def _study(sweep: SweepSpec, storage: str | None) -> optuna.Study:
     try:
         import optuna
     except ImportError:
-        raise BakeoffError("sweeps need Optuna: pip install 'bakeoff[sweep]'.") from None
+        raise BakeoffError("sweeps need Optuna: pip install '.[sweep]' in bakeoff's checkout.") from None
     from sqlalchemy.engine import URL
     from sqlalchemy.exc import SQLAlchemyError
 

@@ -85,7 +85,9 @@ class Peer:
         try:
             importlib.metadata.version(self.distribution)
         except importlib.metadata.PackageNotFoundError:
-            raise BakeoffError(f'{self.name} is not installed: pip install "bakeoff[peers]".') from None
+            raise BakeoffError(
+                f"{self.name} is not installed: pip install '.[peers]' in bakeoff's checkout."
+            ) from None
         if encoder != "bert" and self.name != "sdpa":
             raise BakeoffError(f"{self.name} has no {encoder}: use --encoder bert, or --against sdpa.")
         if reason := self.refuse(options, length):

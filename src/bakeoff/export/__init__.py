@@ -131,4 +131,6 @@ def _require_onnx() -> None:
         import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError:
-        raise BakeoffError("--format onnx needs ONNX: pip install 'bakeoff[export]'.") from None
+        raise BakeoffError(
+            "--format onnx needs ONNX: pip install '.[export]' in bakeoff's checkout."
+        ) from None

@@ -52,7 +52,9 @@ def listen(port: int) -> socket.socket:
     """
     for package in ("starlette", "uvicorn"):
         if importlib.util.find_spec(package) is None:
-            raise BakeoffError(f"{package} is missing; install it with: pip install 'bakeoff[try]'")
+            raise BakeoffError(
+                f"{package} is missing; install it with: pip install '.[try]' in bakeoff's checkout."
+            )
     listening = socket.socket()
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
