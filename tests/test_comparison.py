@@ -14,7 +14,7 @@ import fixture_runs
 from bakeoff import comparison as comparing
 from bakeoff import runs, stats
 from bakeoff.comparison import compare, verdict
-from bakeoff.comparison.text import p_text
+from bakeoff.comparison.text import markdown_escape, p_text
 from bakeoff.errors import BakeoffError
 from fixture_runs import write_run
 
@@ -332,6 +332,11 @@ def test_what_can_be_told_apart_allows_for_the_adjustment(tmp_path):
 )
 def test_a_p_is_written_on_its_own_side_of_five_per_cent(p, text):
     assert p_text(p) == text
+
+
+def test_no_label_becomes_an_address_or_a_formula_in_markdown():
+    escaped = markdown_escape("me@evil.example xmpp:a@b.co https://x.y www.x.y $x^2$")
+    assert escaped == ("me&#64;evil.example xmpp:a&#64;b.co https\\://x.y www\\.x.y \\$x^2\\$")
 
 
 def test_of_many_classes_the_largest_probability_counts(tmp_path):
