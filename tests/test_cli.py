@@ -186,7 +186,7 @@ def test_runs_that_fail_are_no_bad_input(call, shared, tmp_path):
         "grid", *own(shared), "--attentions", "dense", "--max-memory", "1MB", "--output-dir", tmp_path
     )
     assert answer[0] == 1
-    assert "1 of 1 runs did not end well" in answer[2]
+    assert "error: 1 of 1 runs did not end well" in answer[2]
 
 
 @pytest.mark.parametrize(
@@ -240,6 +240,8 @@ def test_attentions_with_a_value_a_layer():
     for separator in ",;":
         spec = AttentionSpec.parse(f"longformer:window=[16,32]{separator}global_tokens=2")
         assert spec.options == {"window": (16, 32), "global_tokens": 2}
+    _, listed = cli._attentions("dense,longformer:window=[16;32;16];global_tokens=2")
+    assert listed.options == {"window": (16, 32, 16), "global_tokens": 2}
 
 
 def test_an_unreadable_record_is_listed_and_stops_nothing(call, tmp_path):
@@ -367,6 +369,17 @@ def test_help_teaches(call, verb):
     code, stdout, _ = call(verb, "--help")
     assert code == 0
     assert f"bakeoff {verb} " in stdout.partition("Examples:")[2] + stdout.partition("Example:")[2]
+
+
+@pytest.mark.parametrize(
+    "verb", [command.name or command.callback.__name__ for command in cli.app.registered_commands]
+)
+def test_examples_are_whole_lines(call, verb, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    epilog = next(c.epilog for c in cli.app.registered_commands if verb in (c.name, c.callback.__name__))
+    lines = [line.strip() for line in call(verb, "--help")[1].splitlines()]
+    assert epilog.count("\n") >= 2
+    assert all(line.strip() in lines for line in epilog.splitlines()[2:])
 
 
 def test_every_field_is_a_flag():

@@ -536,7 +536,7 @@ def test_what_is_known_of_a_rare_class_is_learning_without_more_accuracy(tmp_pat
     assert [row.fault for row in group.rows] == [None, None]
     like = "dense is not shown to be more accurate than always answering 'negative', 95.00 %"
     assert any(sentence.startswith(like) for sentence in group.verdict)
-    assert not any(s.startswith("performer is not shown") and "95.00" in s for s in group.verdict[:1])
+    assert not any(sentence.startswith("performer is not shown") for sentence in group.verdict)
 
 
 @pytest.mark.parametrize("positive", [0.5, 0.8])
@@ -546,7 +546,7 @@ def test_up_to_one_run_in_twenty_that_knows_nothing_passes(positive):
         labels = (rng.random(300) < positive).astype(int)
         answers = (rng.random(300) < rng.choice([0.5, positive])).astype(int)
         run = SimpleNamespace(labels=labels, predicted=answers, correct=labels == answers)
-        passed += not verdict._may_be_chance(run)
+        passed += not verdict._may_be_chance(run, 0.05)
     assert passed / 400 <= 0.05 + 2 * math.sqrt(0.05 * 0.95 / 400)
 
 
@@ -560,6 +560,34 @@ def test_a_line_that_learned_a_little_is_not_the_likelier_to_fail_the_more_seeds
             wrong = np.flatnonzero(rng.random(872) > 0.56)
             write_run(root, "dense", wrong, rows=872, positive=0.5, seed=seed)
     assert sum(fault_of(tmp_path / str(trial)) is not None for trial in range(20)) <= 4
+
+
+def test_a_line_that_knows_nothing_does_not_pass_the_likelier_with_more_seeds():
+    rng, passed, labels = np.random.default_rng(0), 0, np.arange(300) % 2
+    for _ in range(200):
+        line = [coin(labels, rng.integers(0, 2, 300)) for _ in range(5)]
+        passed += verdict.fault(line, 0.5) is None
+    assert passed / 200 <= 0.05 + 2 * math.sqrt(0.05 * 0.95 / 200)
+
+
+def coin(labels, answers):
+    """What `verdict.fault` asks of a run whose logits are as sure as can be."""
+    return SimpleNamespace(
+        labels=labels, predicted=answers, correct=labels == answers, logits=np.eye(2)[answers] * 9,
+        probabilities=np.eye(2)[answers], data=SimpleNamespace(labels=("a", "b"), splits={"train": SPLIT}),
+        record=SimpleNamespace(history=(), train_loss=None, spec={}),
+    )  # fmt: skip
+
+
+SPLIT = SimpleNamespace(label_counts={"a": 150, "b": 150})
+
+
+def test_seeds_that_differ_are_not_like_the_majority_for_it(tmp_path):
+    """79.8 % in the mean of two seeds some points apart: with so few, the mean alone tells nothing."""
+    for seed, wrong in ((1, 250), (2, 150)):
+        write_run(tmp_path, "dense", range(0, 2 * wrong, 2), rows=1000, positive=0.5, seed=seed)
+        write_run(tmp_path, "performer", range(1, 2 * wrong, 2), rows=1000, positive=0.5, seed=seed)
+    assert not any("is not shown to be" in sentence for sentence in group_of(tmp_path).verdict)
 
 
 def test_a_seed_at_chance_among_good_ones_is_named(tmp_path):

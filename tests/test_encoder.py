@@ -138,6 +138,12 @@ def test_more_tokens_are_saved_and_loaded(tmp_path, head):
     torch.testing.assert_close(again(**inputs).logits, model(**inputs).logits, rtol=0, atol=0)
 
 
+def test_a_converted_encoder_is_not_converted_again(folders):
+    converted = load(folders / "bert", "linformer")
+    with pytest.raises(BakeoffError, match="cannot be converted again"):
+        BakeoffForSequenceClassification(BakeoffConfig.wrap(converted.config, "dense"))
+
+
 def test_models_load_in_threads(folders):
     """Discovery runs the family with a recorder, which all share; a config of its own each has to be run."""
     encoder._discovered.clear()

@@ -232,8 +232,10 @@ def test_links_are_followed_to_runs_once_and_what_cannot_be_listed_is_said(tmp_p
     write_run(tmp_path / "elsewhere", "dense", folder="x")
     root = tmp_path / "runs"
     write_run(root, "dense", folder="own")
-    (root / "linked").symlink_to(tmp_path / "elsewhere")
+    for name in ("linked", "linked-too"):
+        (root / name).symlink_to(tmp_path / "elsewhere")
     (root / "own" / "again").symlink_to(root)
+    (root / "latest").symlink_to(root / "own")
     assert [path for path, _ in runs.find(root)] == [root / "linked" / "x", root / "own"]
     (root / "shut").mkdir()
     listed = os.scandir

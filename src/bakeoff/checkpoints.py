@@ -387,6 +387,8 @@ def convert(base: str | Path, attention: str, output: str | Path, **kwargs: Any)
             model.save_pretrained(whole)
             tokenizer.save_pretrained(whole)
             if folder.exists():  # and may be where the caller stands
+                if any(folder.iterdir()):  # by now: another call was faster
+                    raise BakeoffError(f"{output} is not empty any more; choose another --output.")
                 for path in sorted(whole.iterdir(), key=lambda path: path.name == CONFIG_NAME):  # last
                     path.replace(folder / path.name)
             else:

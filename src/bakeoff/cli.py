@@ -21,7 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from bakeoff import env
-from bakeoff.errors import BakeoffError, printable
+from bakeoff.errors import BakeoffError, FailedError, printable
 from bakeoff.spec import AttentionSpec, GridSpec, RunSpec, load_yaml
 from bakeoff.version import __version__
 
@@ -142,6 +142,11 @@ SpecFile = Annotated[
 ]
 
 
+def _examples(*commands: str) -> str:
+    """To stand below a command's help, each on a line however long: the mark forbids to rewrap it."""
+    return "\b\nExamples:\n" + "\n".join(f"  {command}" for command in commands)
+
+
 def _version(asked: bool) -> None:
     if asked:
         _print(f"bakeoff {__version__}")
@@ -162,17 +167,12 @@ def _main(
 
 
 @app.command(
-    epilog="""
-Examples:
-
-    bakeoff run --task rotten_tomatoes --attention linformer:projected_length=32
-
-    bakeoff run --task sst2 --attention performer --data-dir mirror --seed 1
-
-    bakeoff run --train a.csv --eval b.csv --text-column review --label-column stars
-
-    bakeoff run run.yaml --learning-rate 3e-5
-"""
+    epilog=_examples(
+        "bakeoff run --task rotten_tomatoes --attention linformer:projected_length=32",
+        "bakeoff run --task sst2 --attention performer --data-dir mirror --seed 1",
+        "bakeoff run --train a.csv --eval b.csv --text-column review --label-column stars",
+        "bakeoff run run.yaml --learning-rate 3e-5",
+    )
 )
 @_takes_spec_flags()
 def run(spec_file: SpecFile = None, *, flags: dict[str, Any]) -> None:
@@ -194,15 +194,11 @@ def run(spec_file: SpecFile = None, *, flags: dict[str, Any]) -> None:
 
 
 @app.command(
-    epilog="""
-Examples:
-
-    bakeoff grid --tasks sst2,imdb --attentions dense,longformer:window=64,performer --seeds 1,2,3
-
-    bakeoff grid --train a.csv --eval b.csv --text-column text --label-column label --attentions dense,bigbird
-
-    bakeoff grid grid.yaml --output-dir runs/study
-"""
+    epilog=_examples(
+        "bakeoff grid --tasks sst2,imdb --attentions dense,longformer:window=64,performer --seeds 1,2,3",
+        "bakeoff grid --train a.csv --eval b.csv --text-column a --label-column b --attentions dense,bigbird",
+        "bakeoff grid grid.yaml --output-dir runs/study",
+    )
 )
 @_takes_spec_flags("task", "attention", "seed")
 def grid(
@@ -216,7 +212,8 @@ def grid(
     attentions: Annotated[
         str | None,
         typer.Option(
-            help="Mechanisms, separated by commas; separate an option's values with ;", show_default=False
+            help="Mechanisms, separated by commas; their options, and lists in these, with ;",
+            show_default=False,
         ),
     ] = None,
     seeds: Annotated[str | None, typer.Option(help="Seeds, separated by commas.", show_default=False)] = None,
@@ -247,17 +244,14 @@ def grid(
             bad += record.status != "ok"
     _compare([Path(specs[0].output_dir)])
     if bad:
-        _fail(f"{bad} of {len(specs)} runs did not end well; start the grid again to retry them.")
+        raise FailedError(f"{bad} of {len(specs)} runs did not end well; start the grid again to retry them.")
 
 
 @app.command(
-    epilog="""
-Examples:
-
-    bakeoff sweep studies/sweeps/performer.yaml --data-dir mirror
-
-    bakeoff sweep sweep.yaml --storage postgresql://host/db  (on every machine that is to take part)
-"""
+    epilog=_examples(
+        "bakeoff sweep studies/sweeps/performer.yaml --data-dir mirror",
+        "bakeoff sweep sweep.yaml --storage postgresql://host/db  (on every machine that is to take part)",
+    )
 )
 @_takes_spec_flags("seed", "save_model", "held_out_samples", "eval_steps")
 def sweep(
@@ -285,19 +279,16 @@ def sweep(
             _say(made, record)
             bad += record.status != "ok"
     if bad:
-        _fail(f"{bad} runs of the best trial did not end well; start the sweep again.")
+        raise FailedError(f"{bad} runs of the best trial did not end well; start the sweep again.")
     _compare([spec.folder / sweeps.BEST])
     _print(str(spec.folder / sweeps.REPORT))
 
 
 @app.command(
-    epilog="""
-Examples:
-
-    bakeoff compare runs
-
-    bakeoff compare runs --format markdown > table.md
-"""
+    epilog=_examples(
+        "bakeoff compare runs",
+        "bakeoff compare runs --format markdown > table.md",
+    )
 )
 def compare(
     runs: Annotated[list[Path], typer.Argument(help="Folders of runs.")],
@@ -308,13 +299,10 @@ def compare(
 
 
 @app.command(
-    epilog="""
-Examples:
-
-    bakeoff report runs --output-dir report
-
-    bakeoff report runs --bench bench
-"""
+    epilog=_examples(
+        "bakeoff report runs --output-dir report",
+        "bakeoff report runs --bench bench",
+    )
 )
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Folders of runs.")],
@@ -332,13 +320,10 @@ def report(
 
 
 @app.command(
-    epilog="""
-Examples:
-
-    bakeoff convert minilm --attention performer --output minilm-performer
-
-    bakeoff convert minilm --attention longformer:window=256 --max-length 4096 --output minilm-4096
-"""
+    epilog=_examples(
+        "bakeoff convert minilm --attention performer --output minilm-performer",
+        "bakeoff convert minilm --attention longformer:window=256 --max-length 4096 --output minilm-4096",
+    )
 )
 def convert(
     base: Annotated[str, typer.Argument(help="A dense encoder: minilm, a folder, or a Hub id.")],
@@ -373,15 +358,11 @@ def convert(
 
 
 @app.command(
-    epilog="""
-Examples:
-
-    bakeoff predict runs/sst2-dense-s42-1a2b3c4d "A gripping story." "Two hours I want back."
-
-    bakeoff predict RUN --file reviews.csv --text-column review --output labels.jsonl
-
-    tail -f lines.txt | bakeoff predict RUN -
-"""
+    epilog=_examples(
+        'bakeoff predict runs/sst2-dense-s42-1a2b3c4d "A gripping story." "Two hours I want back."',
+        "bakeoff predict RUN --file reviews.csv --text-column review --output labels.jsonl",
+        "tail -f lines.txt | bakeoff predict RUN -",
+    )
 )
 def predict(
     model: Annotated[Path, typer.Argument(help="A run's folder, or a trained model's.")],
@@ -431,13 +412,10 @@ def predict(
 
 @app.command(
     name="try",
-    epilog="""
-Examples:
-
-    bakeoff try runs
-
-    bakeoff try runs/sst2-dense-s1-1a2b3c4d runs/sst2-performer-s1-5e6f7a8b --port 0 --open
-""",
+    epilog=_examples(
+        "bakeoff try runs",
+        "bakeoff try runs/sst2-dense-s1-1a2b3c4d runs/sst2-performer-s1-5e6f7a8b --port 0 --open",
+    ),
 )
 def try_(
     runs: Annotated[list[Path], typer.Argument(help="Folders of runs, or of models.")],
@@ -466,13 +444,10 @@ def try_(
 
 
 @app.command(
-    epilog="""
-Examples:
-
-    bakeoff export runs/sst2-performer-s42-1a2b3c4d --format onnx --output sst2-onnx
-
-    bakeoff export RUN --format safetensors --output sst2-performer
-"""
+    epilog=_examples(
+        "bakeoff export runs/sst2-performer-s42-1a2b3c4d --format onnx --output sst2-onnx",
+        "bakeoff export RUN --format safetensors --output sst2-performer",
+    )
 )
 def export(
     run: Annotated[Path, typer.Argument(help="A run's folder.")],
@@ -492,13 +467,10 @@ def export(
 
 
 @app.command(
-    epilog="""
-Examples:
-
-    bakeoff check --task imdb --max-length 1024 --extend-positions --data-dir mirror
-
-    bakeoff check run.yaml
-"""
+    epilog=_examples(
+        "bakeoff check --task imdb --max-length 1024 --extend-positions --data-dir mirror",
+        "bakeoff check run.yaml",
+    )
 )
 @_takes_spec_flags()
 def check(spec_file: SpecFile = None, *, flags: dict[str, Any]) -> None:
@@ -531,20 +503,17 @@ def check(spec_file: SpecFile = None, *, flags: dict[str, Any]) -> None:
 
 
 @app.command(
-    epilog="""
-Examples:
-
-    bakeoff bench --lengths 1024,4096 --attentions "dense,longformer:window=256" --against sdpa,transformers
-
-    bakeoff bench --level encoder --phase inference --row-lengths 4096,1300 --attentions bigbird
-"""
+    epilog=_examples(
+        "bakeoff bench --lengths 1024,4096 --attentions dense,longformer:window=256 --against transformers",
+        "bakeoff bench --level encoder --phase inference --row-lengths 4096,1300 --attentions bigbird",
+    )
 )
 def bench(
     level: Annotated[str, typer.Option(help="attention or encoder.")] = "attention",
     phase: Annotated[str, typer.Option(help="inference, training, or both.")] = "inference,training",
     lengths: Annotated[str, typer.Option(help="Tokens a row, separated by commas.")] = "1024,2048,4096",
     attentions: Annotated[
-        str, typer.Option(help="Mechanisms, separated by commas; separate an option's values with ;")
+        str, typer.Option(help="Mechanisms, separated by commas; their options, and lists in these, with ;")
     ] = "dense,longformer,bigbird,performer,linformer",
     against: Annotated[
         str,
@@ -605,13 +574,10 @@ def bench(
 
 
 @app.command(
-    epilog="""
-Examples:
-
-    bakeoff draw longformer:window=8 --length 64
-
-    bakeoff draw bigbird:block_size=4 --seed 1 --output bigbird.png
-"""
+    epilog=_examples(
+        "bakeoff draw longformer:window=8 --length 64",
+        "bakeoff draw bigbird:block_size=4 --seed 1 --output bigbird.png",
+    )
 )
 def draw(
     attention: Annotated[str, typer.Argument(help="The mechanism, with options as in longformer:window=8.")],
@@ -639,17 +605,12 @@ def draw(
 
 
 @app.command(
-    epilog="""
-Examples:
-
-    bakeoff ls tasks
-
-    bakeoff ls attentions
-
-    bakeoff ls recipes
-
-    bakeoff ls runs
-"""
+    epilog=_examples(
+        "bakeoff ls tasks",
+        "bakeoff ls attentions",
+        "bakeoff ls recipes",
+        "bakeoff ls runs",
+    )
 )
 def ls(
     what: Annotated[str, typer.Argument(help="tasks, attentions, recipes, or a folder of runs.")] = "tasks",
@@ -713,14 +674,15 @@ def main() -> None:
         raise SystemExit(app(prog_name="bakeoff", standalone_mode=False))
     except BakeoffError as error:
         err.print(_text(f"error: {error}"), soft_wrap=True)
-        raise SystemExit(2) from None
+        raise SystemExit(1 if isinstance(error, FailedError) else 2) from None
     except _USAGE as error:
         where = error.ctx.command_path if getattr(error, "ctx", None) else "bakeoff"
         said = " ".join(error.format_message().split()).removesuffix(".")
         err.print(_text(f"error: {said}; see {where} --help."), soft_wrap=True)
         raise SystemExit(2) from None
-    except typer.Abort:
-        raise SystemExit(130) from None
+    except typer.Abort:  # what the parser makes of an end of input
+        err.print("aborted")
+        raise SystemExit(1) from None
     except BrokenPipeError:  # the reader of our output, such as head, has gone
         raise SystemExit(1) from None
     except OSError as error:
@@ -736,12 +698,6 @@ def main() -> None:
             raise
         err.print(_text(f"error: {said}"), soft_wrap=True)
         raise SystemExit(2) from None
-
-
-def _fail(said: str) -> typing.NoReturn:
-    """End where the input was good and the work was not."""
-    err.print(_text(said), soft_wrap=True)
-    raise typer.Exit(1)
 
 
 def _print(text: str) -> None:
@@ -851,7 +807,7 @@ def _attentions(text: str) -> tuple[AttentionSpec, ...]:
                 f"attentions: {part!r} is no mechanism; separate the options of one with ;, as in "
                 "longformer:window=64;global_tokens=1."
             )
-    return tuple(map(AttentionSpec.parse, parts))
+    return tuple(AttentionSpec.parse(part.replace(";", ",")) for part in parts)  # of lists as well
 
 
 def _integers(name: str, text: str) -> tuple[int, ...]:

@@ -199,6 +199,10 @@ def discover(config: PreTrainedConfig, auto_class: Any) -> tuple[list[Site], int
     Raises:
         BakeoffError: the family does not dispatch its attention, wholly or in part.
     """
+    if config.model_type == NAME:
+        raise BakeoffError(
+            "a converted encoder cannot be converted again; take the dense one that it was made from."
+        )
     key = auto_class, config.to_json_string(use_diff=False)
     with _discovering:
         if key not in _discovered:

@@ -25,6 +25,10 @@ class BakeoffError(Exception):
         super().__init__(line if len(line) <= _LONGEST else f"{line[: half - 3]} … {line[-half:]}")
 
 
+class FailedError(BakeoffError):
+    """The input was good, and what was made of it did not end well: the command line exits with code 1."""
+
+
 class BusyError(BakeoffError):
     """Another process is making this very run."""
 

@@ -127,7 +127,7 @@ class RunRecord:
     train_loss: float | None = None
     cost: Cost | None = None
     transfer: Transfer | None = None  # None: the recipe has no such stage, or the mechanism nothing to learn
-    # As the spec names them, where memory did not allow what it asks for: smaller batches, more of them a step.
+    # As the spec names them, where memory did not allow what it asks for: smaller ones, more of them a step.
     batches: Mapping[str, int] = dataclasses.field(default_factory=dict)
     history: tuple[Mapping[str, float], ...] = ()  # as Trainer logs: step, epoch, and loss or eval_accuracy …
     schema: int = SCHEMA
@@ -273,6 +273,9 @@ def find(root: Path) -> Iterator[tuple[Path, RunRecord | BakeoffError]]:
             folders.clear()
             continue
         seen.add(real)
+        folders.sort(
+            key=lambda name: (os.path.islink(os.path.join(at, name)), name)
+        )  # to each itself, if it can be
         if RECORD in files:
             found.append(Path(at))
     for folder in sorted([*found, *unlisted]):

@@ -259,6 +259,8 @@ class GridSpec:
                 )
         if not own and not all(isinstance(task, str) for task in tasks):
             raise BakeoffError(f"{where}: tasks are names, not {tasks!r}.")
+        if own and per_task:
+            raise BakeoffError(f"{where}: per_task is for tasks; own files are one.")
         tasks = [None] if own else tasks
         if (cells := len(tasks) * len(attentions) * len(seeds)) > _CELLS:
             raise BakeoffError(f"{where}: a grid of {cells:,} runs; it takes up to {_CELLS:,}.")
@@ -369,7 +371,7 @@ def parse_size(text: str, where: str) -> int:
     return int(size)
 
 
-_BASE_FILES = ("*.safetensors", "*.json", "*.txt", "*.model")  # weights, config and tokenizer
+_BASE_FILES = ("*.safetensors", "*.json", "*.txt", "*.model", "*.codes")  # weights, config and tokenizer
 
 _POSITIVE = (
     "max_train_samples",

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock
 
 from bakeoff import cluster, grid, runs
-from bakeoff.errors import BakeoffError, one_line
+from bakeoff.errors import BakeoffError, FailedError, one_line
 from bakeoff.spec import NOT_IDENTITY, AttentionSpec, RunSpec
 
 if TYPE_CHECKING:
@@ -185,7 +185,8 @@ def run(
         ray: the address of a Ray cluster that makes trials in parallel, as `cluster.each` takes it.
 
     Raises:
-        BakeoffError: Optuna is not installed, the database cannot be had, or no trial ended well.
+        BakeoffError: Optuna is not installed, or the database cannot be had.
+        FailedError: no trial ended well.
         KeyboardInterrupt: the sweep can be started again, and goes on.
     """
     runs.refuse_links(*(sweep.folder / name for name in (TRIALS, BEST, REPORT, DATABASE, _LOCK)))
@@ -203,10 +204,10 @@ def run(
             for spec, record in made:
                 say(spec, record)
         if len(lost) == missing:
-            raise BakeoffError(f"every trial was lost ({lost[0]}); start the sweep again.")
+            raise FailedError(f"every trial was lost ({lost[0]}); start the sweep again.")
     if not (done := [trial for trial in _ended(study)[: sweep.n_trials] if trial.state.name == "COMPLETE"]):
         why = {trial.user_attrs.get(_FAILED, "") for trial in study.get_trials(deepcopy=False)}
-        raise BakeoffError(f"no trial of the sweep ended well: {'; '.join(sorted(why))}.")
+        raise FailedError(f"no trial of the sweep ended well: {'; '.join(sorted(why))}.")
     best = max(done, key=lambda trial: trial.value or 0.0)
     yield from grid.run(sweep.best(best.params), progress=progress, ray=ray)
     _write_report(study, sweep.folder / REPORT)
@@ -256,13 +257,17 @@ def _study(sweep: SweepSpec, storage: str | None) -> optuna.Study:
         import optuna
     except ImportError:
         raise BakeoffError("sweeps need Optuna: pip install '.[sweep]' in bakeoff's checkout.") from None
-    from sqlalchemy.engine import URL
+    from sqlalchemy.engine import URL, make_url
     from sqlalchemy.exc import SQLAlchemyError
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # heartbeats have been, for years
     folder = runs.output_folder(sweep.trial(sweep._first())).parent
     url = storage or URL.create("sqlite", database=str(folder / DATABASE)).render_as_string()
+    if storage is None and make_url(url).database != str(folder / DATABASE):  # SQLAlchemy 2.0 does not quote
+        raise BakeoffError(
+            f"{folder}: a database's address cannot hold this name; choose another --output-dir."
+        )
     try:
         with FileLock(folder / _LOCK):  # two workers would make the tables twice
             study = optuna.create_study(

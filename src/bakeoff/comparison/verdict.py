@@ -40,14 +40,12 @@ def fault(seeds: Sequence[Run], baseline: float) -> str | None:
     likelier to fail the more seeds it has.
     """
     best = max(seeds, key=lambda run: run.correct.sum())
-    all_by_chance = all(map(_may_be_chance, seeds))
+    by_chance = [_may_be_chance(run, ALPHA / len(seeds)) for run in seeds]
     found = []
-    for run in seeds:
+    for run, may_be in zip(seeds, by_chance, strict=True):
         if (sign := _collapse(run, baseline)) is not None:
             found.append((run, sign))
-        elif all_by_chance or (
-            _may_be_chance(run) and stats.mcnemar(run.correct, best.correct) * len(seeds) < ALPHA
-        ):
+        elif may_be and (all(by_chance) or stats.mcnemar(run.correct, best.correct) < ALPHA / len(seeds)):
             found.append((run, "its right answers may be chance"))
     if not found:
         return None
@@ -77,12 +75,16 @@ def _collapse(run: Run, baseline: float) -> str | None:
     return None
 
 
-def _may_be_chance(run: Run) -> bool:
+def _may_be_chance(run: Run, alpha: float) -> bool:
     """Whether it is not shown to be better than the majority's answer, nor than its own answers at random."""
-    majority, baseline = metrics.majority_baseline(run.labels)
-    if run.correct.mean() > baseline and stats.mcnemar(run.correct, run.labels == majority) < ALPHA:
+    if _beats_majority(run, alpha):
         return False
-    return stats.agreement(run.labels, run.predicted) >= ALPHA / 2  # which looks to one side
+    return stats.agreement(run.labels, run.predicted) >= alpha / 2  # which looks to one side
+
+
+def _beats_majority(run: Run, alpha: float) -> bool:
+    always = run.labels == metrics.majority_baseline(run.labels)[0]
+    return bool(run.correct.sum() > always.sum()) and stats.mcnemar(run.correct, always) < alpha
 
 
 def _losses(run: Run) -> list[float]:
@@ -248,13 +250,7 @@ def _doubts(group: Group, learned: Sequence[Row]) -> list[str]:
 
 
 def _is_like_the_majority(row: Row) -> bool:
-    labels = row.runs[0].labels
-    majority, baseline = metrics.majority_baseline(labels)
-    always = np.broadcast_to(labels == majority, row.correct.shape)  # whatever the seed
-    return (
-        row.accuracy.value <= baseline
-        or stats.paired_difference(row.correct, always, same_seeds=True).p >= ALPHA
-    )
+    return not any(_beats_majority(run, ALPHA / len(row.runs)) for run in row.runs)
 
 
 def _cause(run: Run) -> str:
