@@ -18,7 +18,7 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 BLOCK = 128  # what the kernel's tiles divide, whatever the head size
 
-_KERNELS = 1024
+_KERNELS = 256
 
 Allowed = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
@@ -55,7 +55,7 @@ def attend(q_BHND: Tensor, k_BHND: Tensor, v_BHND: Tensor, mask: BlockMask, *, s
     if torch.compiler.is_compiling():
         return flex_attention(q_BHND, k_BHND, v_BHND, block_mask=mask, scale=scaling)
     # A kernel for each pattern, dtype, head size, and with and without gradients: 8 would be all.
-    with torch._dynamo.config.patch(recompile_limit=_KERNELS, accumulated_recompile_limit=_KERNELS):
+    with torch._dynamo.config.patch(recompile_limit=_KERNELS):
         return _compiled()(q_BHND, k_BHND, v_BHND, block_mask=mask, scale=scaling)
 
 
