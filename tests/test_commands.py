@@ -126,7 +126,7 @@ SHELL = [block for found in ALL.values() for block in found if block.language ==
 
 
 def examples(verb: str) -> list[str]:
-    return re.findall(r"^    (bakeoff .*?)(?:  \(.*)?$", COMMANDS[verb].epilog, re.M)
+    return re.findall(r"^  (bakeoff .*?)(?:  \(.*)?$", COMMANDS[verb].epilog, re.M)
 
 
 class Reached(Exception):  # noqa: N818  # not an error

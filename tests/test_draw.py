@@ -151,7 +151,7 @@ def test_bad_input_is_one_line(call, monkeypatch, tmp_path):
         assert (code, stdout, len(stderr.splitlines())) == (2, "", 1)
         assert said in stderr
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(BakeoffError, match=r"pip install 'bakeoff\[draw\]'"):
+    with pytest.raises(BakeoffError, match=r"pip install '\.\[draw\]'"):
         draw.write_png(draw.draw("dense", 4), tmp_path / "a.png")
 
 

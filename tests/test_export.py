@@ -239,7 +239,7 @@ def test_what_is_refused_leaves_nothing(tmp_path, call, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(builtins, "__import__", missing)
-        with pytest.raises(BakeoffError, match=r"pip install 'bakeoff\[export\]'"):
+        with pytest.raises(BakeoffError, match=r"pip install '\.\[export\]'"):
             export(folder, "onnx", tmp_path / "c")
     bare = write_run(tmp_path / "bare", "dense")
     with pytest.raises(BakeoffError, match="kept no model; move the folder away, and run it again"):
