@@ -202,8 +202,10 @@ def test_what_saves_evaluation_at_the_price_of_training_is_not_chosen(tmp_path):
     write_run(tmp_path, "dense", range(40), train_seconds=100.0, eval_seconds=5.0)
     write_run(tmp_path, "linformer", range(41), train_seconds=130.0, eval_seconds=4.0)
     assert any(s.startswith("Choose dense: none of the tied") for s in group_of(tmp_path).verdict)
+    assert (group_of(tmp_path).tied, group_of(tmp_path).choice) == (("dense", "linformer"), "dense")
     write_run(tmp_path / "b", "performer", range(42), train_seconds=110.0, eval_seconds=4.0)
     assert any(s.startswith("Choose performer: it evaluates 1.2 ×") for s in group_of(tmp_path).verdict)
+    assert group_of(tmp_path).choice == "performer"
 
 
 def test_a_cheaper_tied_row_is_chosen_and_small_ratios_are_no_difference(tmp_path):
@@ -239,6 +241,7 @@ def test_a_clear_winner(tmp_path):
     write_run(tmp_path, "performer", range(100))
     group = group_of(tmp_path)
     assert group.verdict[0].startswith("dense is the most accurate: 95.00 %")
+    assert (group.tied, group.choice) == (("dense",), "dense")
     assert any(s.startswith("performer is no faster and loses 20.0 points") for s in group.verdict)
 
 
@@ -248,6 +251,10 @@ def test_seconds_of_different_machines_are_not_compared(tmp_path):
     text = " ".join(group_of(tmp_path).verdict)
     assert "so their seconds are not compared" in text
     assert "Seconds are wall time" not in text
+    write_run(tmp_path / "tied", "dense", range(20))
+    write_run(tmp_path / "tied", "performer", range(21), environment={"device": "cuda"})
+    group = group_of(tmp_path / "tied")
+    assert (group.tied, group.choice) == (("dense", "performer"), None)
     assert "×" not in text
 
 
@@ -570,6 +577,14 @@ def test_a_line_that_knows_nothing_does_not_pass_the_likelier_with_more_seeds():
     assert passed / 200 <= 0.05 + 2 * math.sqrt(0.05 * 0.95 / 200)
 
 
+def test_what_tells_a_single_seed_from_chance_is_not_enough_for_one_of_two():
+    labels, row = np.arange(300) % 2, np.arange(300) // 2
+    little = coin(labels, np.where(row < 84, labels, 1 - labels))  # 168 right: p between 0.025 and 0.05
+    nothing = coin(labels, np.where(row < 75, labels, 1 - labels))
+    assert verdict.fault([little], 0.5) is None
+    assert verdict.fault([little, nothing], 0.5).startswith("learned nothing: ")
+
+
 def coin(labels, answers):
     """What `verdict.fault` asks of a run whose logits are as sure as can be."""
     return SimpleNamespace(
@@ -642,6 +657,7 @@ def test_one_seed_of_two_that_did_not_learn(tmp_path):
         group_of(tmp_path).verdict[0]
         == "No attention learned the task in all of its runs, so there is nothing to choose."
     )
+    assert (group_of(tmp_path).tied, group_of(tmp_path).choice) == ((), None)
 
 
 def test_one_seed_beside_several_is_said_of_that_line(tmp_path):

@@ -18,7 +18,7 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 BLOCK = 128  # what the kernel's tiles divide, whatever the head size
 
-_KERNELS = 256
+_KERNELS = 256  # that a process may have
 
 Allowed = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
