@@ -320,7 +320,7 @@ def test_bad_input_gives_one_line(call, tmp_path, monkeypatch):
     learned = ["--attentions", "performer", "--against", "performer-pytorch"]
     refused(
         call("bench", "--lengths", "256", *learned, *out),
-        "write performer:feature_map=random,global_tokens=0",
+        "write performer:feature_map=random;global_tokens=0",
     )
     linformer = ["--attentions", "linformer:projected_length=96;global_tokens=0", "--against", "linformer"]
     refused(

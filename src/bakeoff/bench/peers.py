@@ -412,7 +412,7 @@ def _longformer_refuses(options: Mapping[str, Any], length: int) -> str | None:
 
 def _performer_refuses(options: Mapping[str, Any], length: int) -> str | None:
     if options["feature_map"] != "random" or options["global_tokens"] != 0:
-        return "its features are random, no token global: write performer:feature_map=random,global_tokens=0."
+        return "its features are random, no token global: write performer:feature_map=random;global_tokens=0."
     return None
 
 
