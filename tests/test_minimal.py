@@ -133,7 +133,18 @@ def test_the_oldest_versions_are_those_that_are_promised():
 def test_nothing_but_what_is_needed_is_there(minimal):
     """Or the test above would say nothing."""
     code = "import importlib.util, sys; print([n for n in sys.argv[1:] if importlib.util.find_spec(n)])"
-    names = ["torch", "optuna", "ray", "starlette", "uvicorn", "onnx", "matplotlib", "peft", "pytest"]
+    names = [
+        "torch",
+        "optuna",
+        "ray",
+        "starlette",
+        "uvicorn",
+        "onnx",
+        "matplotlib",
+        "sklearn",
+        "peft",
+        "pytest",
+    ]
     made = subprocess.run(
         [sys.executable, "-S", "-c", code, *names], env=minimal, capture_output=True, text=True
     )

@@ -263,7 +263,7 @@ def test_the_folders_of_a_study(spec, tmp_path, monkeypatch):
     assert refusal(runs.output_folder, deep) == f"cannot write to {output}; choose another --output-dir."
     assert asked == [(output, os.W_OK)]
     (output / runs.RECORD).touch()
-    assert refusal(runs.output_folder, deep) == (
+    assert refusal(runs.finished, deep) == (
         f"{output} holds a run itself; name the folder that holds it, or another."
     )
     inside = dataclasses.replace(spec, output_dir=str(output / runs.RECORD / "more"))

@@ -190,6 +190,7 @@ def test_an_output_folder_that_holds_another_run(done, shared):
     folder = Path(spec.output_dir) / record.id
     with pytest.raises(BakeoffError, match="holds a run itself"):
         train.run(dataclasses.replace(spec, output_dir=str(folder)))
+    assert not (folder / ".encoded").exists()
     changed = dataclasses.replace(record, digest="0" * 64)
     other = shared / "other" / spec.run_id()
     other.mkdir(parents=True)

@@ -39,7 +39,6 @@ from transformers import (
 
 from bakeoff import env
 from bakeoff.attention import resolve_options
-from bakeoff.attention.longformer import Longformer
 from bakeoff.encoder import (
     NAME,
     PROJECTIONS,
@@ -264,8 +263,8 @@ def inspect(
     options = (stated if _native(source, attention) else {}) | dict(attention_options or {})
     wrapped = BakeoffConfig.wrap(config, attention, attention_options=options)
     with torch.device("meta"):
-        for mechanism in build(sites, config, held, wrapped):
-            if isinstance(mechanism, Longformer) and mechanism.separate_global:
+        for mechanism in build(sites, held, wrapped):
+            if mechanism.projections():
                 _projections(config.model_type)
     native = _native(source, attention)
     return Base(config.model_type, config.hidden_size, dispatched(sites), held, native)
@@ -445,9 +444,8 @@ def _fill(model: PreTrainedModel, state: Mapping[str, Tensor]) -> None:
 def start_from_weights(model: PreTrainedModel, held: Collection[str] = ()) -> None:
     """Start from the model's own weights what a mechanism takes from them, unless `held` names it."""
     for site, mechanism in zip(model.sites, model.mechanisms(), strict=True):
-        own = f"{site.path}.{NAME}.query_global.weight"
-        if isinstance(mechanism, Longformer) and mechanism.separate_global and own not in held:
-            _copy_projections(model, site.path, mechanism)
+        if mechanism.projections() and not any(key.startswith(f"{site.path}.{NAME}.") for key in held):
+            _copy_projections(model, site.path, mechanism.projections())
 
 
 def _projections(family: str) -> tuple[str, ...]:
@@ -460,12 +458,11 @@ def _projections(family: str) -> tuple[str, ...]:
 
 
 @torch.no_grad()
-def _copy_projections(model: PreTrainedModel, path: str, mechanism: Longformer) -> None:
-    """Start global projections as copies of the local ones, as Longformer did (section 5)."""
+def _copy_projections(model: PreTrainedModel, path: str, targets: tuple[nn.Linear, ...]) -> None:
+    """Start a mechanism's own projections as copies of the layer's."""
     module = model.model.get_submodule(path)
     names = _projections(model.config.encoder["model_type"])
     local: list[nn.Linear] = [getattr(module, name) for name in names]
-    targets = (mechanism.query_global, mechanism.key_global, mechanism.value_global)
     sizes = [target.out_features for target in targets]
     weight = torch.cat([linear.weight for linear in local]).split(sizes)
     for index, target in enumerate(targets):

@@ -16,7 +16,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
-from bakeoff.errors import BakeoffError, one_line
+from bakeoff.errors import BakeoffError, missing, one_line
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -91,7 +91,7 @@ def _connected(address: str) -> Iterator[Any]:
     try:
         import ray
     except ImportError:
-        raise BakeoffError("--ray needs Ray: pip install '.[ray]' in bakeoff's checkout.") from None
+        raise missing("--ray needs Ray", "ray") from None
     local = {"include_dashboard": False} if address == LOCAL else {}
     terminate = signal.getsignal(signal.SIGTERM)
     try:

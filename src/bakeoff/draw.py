@@ -20,9 +20,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bakeoff.attention import Attention, Layer, build
-from bakeoff.attention.longformer import Longformer
 from bakeoff.attention.weights import weights
-from bakeoff.errors import BakeoffError, unknown
+from bakeoff.errors import BakeoffError, missing, unknown
 from bakeoff.spec import AttentionSpec
 
 SCORES = ("equal", "gaussian")
@@ -81,10 +80,11 @@ def mechanism(attention: AttentionSpec, length: int, seed: int = 0) -> Attention
     """A mechanism of one head, as it starts, for a layer whose input is [q, k, v] (hidden size 3 D)."""
     layer = Layer(0, 1, 1, HEAD_DIM, 3 * HEAD_DIM, length, seed)
     built = build(attention.name, layer, attention.options).double().eval()
-    if isinstance(built, Longformer) and built.separate_global:
-        thirds = torch.eye(3 * HEAD_DIM).split(HEAD_DIM)
-        for third, projection in zip(thirds, (built.query_global, built.key_global), strict=False):
-            projection.load_state_dict({"weight": third, "bias": torch.zeros(HEAD_DIM)})
+    thirds = torch.eye(3 * HEAD_DIM).split(HEAD_DIM)
+    for third, projection in zip(
+        thirds, built.projections(), strict=False
+    ):  # of all three, or there are none
+        projection.load_state_dict({"weight": third, "bias": torch.zeros(HEAD_DIM)})
     return built
 
 
@@ -163,9 +163,7 @@ def write_png(drawing: Drawing, path: Path) -> None:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError:
-        raise BakeoffError(
-            "--output needs matplotlib: pip install '.[draw]' in bakeoff's checkout."
-        ) from None
+        raise missing("--output needs matplotlib", "draw") from None
     panels = drawing.panels
     figure = Figure(figsize=(3.6 * len(panels), 4), dpi=100, layout="constrained")
     for number, (title, weights_NN) in enumerate(panels, start=1):

@@ -158,9 +158,7 @@ class Site:
     sliding_window: int | None  # the family's own local attention: |i - j| < sliding_window
 
 
-def build(
-    sites: Sequence[Site], encoder_config: PreTrainedConfig, max_length: int, config: BakeoffConfig
-) -> Iterator[mechanisms.Attention]:
+def build(sites: Sequence[Site], max_length: int, config: BakeoffConfig) -> Iterator[mechanisms.Attention]:
     """The mechanism of each attention layer, in order. What the family computes locally stays local.
 
     Raises:
@@ -317,9 +315,7 @@ def _attend(
     given = layer_input or {}
     if mechanism.dropout is not None:
         dropout = mechanism.dropout if module.training else 0.0
-    if global_attention_mask is not None and not (
-        "global_BN" in mechanism.layer_inputs or isinstance(mechanism, Window)
-    ):
+    if global_attention_mask is not None and not ("global_BN" in mechanism.layer_inputs or mechanism.local):
         raise ValueError(f"global_attention_mask is for longformer; {type(mechanism).__name__} takes none.")
     if rows is None:  # nothing is padded, or an inner layer is called by itself
         rows = Aligned(None) if attention_mask is None else align(_two_dimensional(attention_mask))
@@ -511,9 +507,7 @@ class _Bakeoff(PreTrainedModel):
         encoder_config = config.encoder_config()
         self.sites, self.max_tokens = discover(encoder_config, self.auto_class)
         self.model = self.auto_class.from_config(encoder_config, attn_implementation=NAME)
-        for site, mechanism in zip(
-            self.sites, build(self.sites, encoder_config, self.max_tokens, config), strict=True
-        ):
+        for site, mechanism in zip(self.sites, build(self.sites, self.max_tokens, config), strict=True):
             self._install(site, mechanism)
         self._hook_layers()
         self.post_init()

@@ -42,9 +42,14 @@ def processes() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def rank() -> int:
+    """Which of them this is, from 0."""
+    return int(os.environ.get("RANK", "0"))
+
+
 def is_first_process() -> bool:
     """Whether this is the process that writes and prints."""
-    return os.environ.get("RANK", "0") == "0"
+    return rank() == 0
 
 
 def wait_for_all() -> None:

@@ -43,6 +43,11 @@ def one_line(error: object) -> str:
     return re.sub(r"(?<=://)[^/\s]*@", "", " ".join(str(error).split()))
 
 
+def missing(sentence: str, extra: str) -> BakeoffError:
+    """An error that says with `sentence` what is not installed, and how the extra that holds it is."""
+    return BakeoffError(f"{sentence}: pip install '.[{extra}]' in bakeoff's checkout.")
+
+
 def unknown(kind: str, name: str, known: Iterable[str]) -> BakeoffError:
     """An error for `name`, which is no `kind`, with the nearest known name and the list of them all."""
     names = sorted(known)

@@ -177,7 +177,7 @@ def _in_child(
     With `answer`, the function gets one argument more: a function that calls `answer` in this process.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["bakeoff.train", "sklearn.metrics"])  # once, not once a cell
+    context.set_forkserver_preload(["bakeoff.train"])  # once, not once a cell
     ours, theirs = context.Pipe()
     orphaned, alive = context.Pipe(duplex=False)
     process = context.Process(target=_call, args=(theirs, orphaned, function, arguments, answer is not None))

@@ -56,7 +56,7 @@ def logits(
     order = sorted(range(len(dataset)), key=lambda row: -lengths[row])
     out = torch.zeros(len(dataset), model.config.num_labels)
     rows = dataset.select_columns(columns)
-    first, step = int(os.environ.get("RANK", "0")) * batch_size, env.processes() * batch_size
+    first, step = env.rank() * batch_size, env.processes() * batch_size
     for start in tqdm(range(first, len(order), step), desc="evaluate", disable=not progress, leave=False):
         chosen = order[start : start + batch_size]
         batch = tokenizer.pad(rows[chosen], return_tensors="pt").to(model.device)

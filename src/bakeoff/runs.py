@@ -205,7 +205,10 @@ def load(folder: Path) -> RunRecord:
 
 def finished(spec: RunSpec) -> RunRecord | None:
     """The record of this very run, if it was made and ended well."""
-    folder = Path(spec.output_dir) / spec.run_id()
+    output = Path(spec.output_dir)
+    if (output / RECORD).exists():
+        raise BakeoffError(f"{output} holds a run itself; name the folder that holds it, or another.")
+    folder = output / spec.run_id()
     if not (folder / RECORD).exists():
         return None
     record = load(folder)
@@ -298,8 +301,6 @@ def encoded_folder(spec: RunSpec) -> Path:
 def output_folder(spec: RunSpec) -> Path:
     """The folder that holds the runs, made if need be. Raises `BakeoffError` where it cannot be."""
     output = Path(spec.output_dir)
-    if (output / RECORD).exists():
-        raise BakeoffError(f"{output} holds a run itself; name the folder that holds it, or another.")
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:

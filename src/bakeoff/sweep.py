@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock
 
 from bakeoff import cluster, grid, runs
-from bakeoff.errors import BakeoffError, FailedError, one_line
+from bakeoff.errors import BakeoffError, FailedError, missing, one_line
 from bakeoff.spec import NOT_IDENTITY, AttentionSpec, RunSpec
 
 if TYPE_CHECKING:
@@ -206,7 +206,7 @@ def run(
         if len(lost) == missing:
             raise FailedError(f"every trial was lost ({lost[0]}); start the sweep again.")
     if not (done := [trial for trial in _ended(study)[: sweep.n_trials] if trial.state.name == "COMPLETE"]):
-        why = {trial.user_attrs.get(_FAILED, "") for trial in study.get_trials(deepcopy=False)}
+        why = {trial.user_attrs.get(_FAILED, "") for trial in _ended(study)}
         raise FailedError(f"no trial of the sweep ended well: {'; '.join(sorted(why))}.")
     best = max(done, key=lambda trial: trial.value or 0.0)
     yield from grid.run(sweep.best(best.params), progress=progress, ray=ray)
@@ -256,7 +256,7 @@ def _study(sweep: SweepSpec, storage: str | None) -> optuna.Study:
     try:
         import optuna
     except ImportError:
-        raise BakeoffError("sweeps need Optuna: pip install '.[sweep]' in bakeoff's checkout.") from None
+        raise missing("sweeps need Optuna", "sweep") from None
     from sqlalchemy.engine import URL, make_url
     from sqlalchemy.exc import SQLAlchemyError
 

@@ -15,7 +15,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bakeoff import checkpoints, env, interrupts, metrics, predict, runs
 from bakeoff.attention import Attention
-from bakeoff.attention.longformer import Window
 from bakeoff.callbacks import Stopped, Watch, history, mean_loss
 from bakeoff.errors import BakeoffError, one_line
 from bakeoff.fine_tuning import fine_tune
@@ -195,5 +194,5 @@ def _describe(model: PreTrainedModel, prepared: Prepared) -> runs.Model:
 
 def _share_covered(mechanisms: Sequence[Attention], lengths: Sequence[int]) -> float:
     """The share of texts for which no layer leaves anything out; a family's own local layers aside."""
-    chosen = [m for m in mechanisms if not isinstance(m, Window)]
+    chosen = [m for m in mechanisms if not m.local]
     return sum(all(m.covers(length) for m in chosen) for length in lengths) / len(lengths)

@@ -34,7 +34,6 @@ from bakeoff import env, runs
 from bakeoff.attention import Attention
 from bakeoff.attention.base import row_attention
 from bakeoff.attention.dense import Dense
-from bakeoff.attention.longformer import Window
 from bakeoff.encoder import NAME
 from bakeoff.recipes import Recipe
 from bakeoff.trainer import LengthGroupedTrainer, arguments
@@ -118,7 +117,7 @@ def in_place(model: PreTrainedModel, make: Callable[[Attention], Attention]) -> 
 
 def densely(mechanism: Attention) -> Attention:
     """Dense attention for a mechanism's layer, whose state it keeps; a family's local layers stay local."""
-    if isinstance(mechanism, Window):
+    if mechanism.local:
         return mechanism
     dense = Dense(mechanism.layer)
     dense.dropout = mechanism.dropout

@@ -52,6 +52,9 @@ class Attention(nn.Module):
     #: where the encoder rotates; `global_BN`, the user's global tokens.
     layer_inputs: frozenset[str] = frozenset()
 
+    #: Whether it is a family's own local attention, which stays whatever mechanism is asked for.
+    local: bool = False
+
     #: Dropout on the attention probabilities in training; None leaves it to the encoder's own config.
     dropout: float | None = None
 
@@ -75,6 +78,10 @@ class Attention(nn.Module):
     def initial_state(self) -> dict[str, Tensor]:
         """The values this mechanism's own raw tensors start from, by name; deterministic by seed."""
         return {}
+
+    def projections(self) -> tuple[nn.Linear, ...]:
+        """Its own projections to queries, keys and values, which start as the layer's; none by default."""
+        return ()
 
     def transferable(self) -> list[nn.Parameter]:
         """What attention transfer (`bakeoff.transfer`) may fit before fine-tuning; nothing by default."""

@@ -182,6 +182,10 @@ class Longformer(Attention):
         # several devices waits for every parameter's.
         return out + bias_HD[:, None] + 0 * self.key_global.bias.sum()
 
+    def projections(self) -> tuple[nn.Linear, ...]:
+        """Those of the global tokens: they start as copies of the local ones (section 5 of the paper)."""
+        return (self.query_global, self.key_global, self.value_global) if self.separate_global else ()
+
     def flops(self, n: int) -> float:
         """4 H D n (window + 1 + 2 G): local rows see window and globals, G global rows see everything."""
         local = min(n, 2 * self.radius + 1 + self.global_tokens)
@@ -205,6 +209,7 @@ class Window(Attention):
     """
 
     paper = Longformer.paper
+    local = True
 
     def __init__(self, layer: Layer, *, radius: int) -> None:
         super().__init__(layer)
@@ -236,7 +241,7 @@ class Window(Attention):
         return n - 1 <= self.radius
 
     def traced_length(self, n: int) -> int:
-        """More than the global tokens, and where windows are computed as such, whole blocks of them."""
+        """Where windows are computed as such, whole blocks of them."""
         return _traced_length(n, self.radius, 0, self.layer.max_length)
 
 

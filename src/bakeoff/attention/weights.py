@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from bakeoff.attention.base import Attention
-from bakeoff.attention.longformer import Longformer
 
 
 def weights(mechanism: Attention, q_1HND: Tensor, k_1HND: Tensor, **given: Any) -> Tensor:
@@ -33,11 +32,13 @@ def weights(mechanism: Attention, q_1HND: Tensor, k_1HND: Tensor, **given: Any) 
     # The identity, D columns a row of the batch: values of another width than the keys' are no one's promise.
     C = -(-N // D)
     v_CND = torch.eye(N, C * D, dtype=q_1HND.dtype, device=q_1HND.device).unflatten(1, (C, D)).movedim(1, 0)
-    if isinstance(mechanism, Longformer) and mechanism.separate_global:
+    if mechanism.projections():
         # Global rows make their values themselves, with the weights of a projection unless keys are rotated.
         kv = mechanism.layer.num_key_value_heads
         mechanism = copy.deepcopy(mechanism)
-        mechanism.value_global = _Values(v_CND.repeat(1, 1, kv))  # type: ignore[assignment]
+        to_values = mechanism.projections()[2]
+        (name,) = (name for name, module in mechanism.named_children() if module is to_values)
+        mechanism.add_module(name, _Values(v_CND.repeat(1, 1, kv)))
         unrotated = (q_1HND.new_ones(1, N, D), q_1HND.new_zeros(1, N, D))
         given["rotary"] = given.get("rotary") or unrotated
     given = {

@@ -19,7 +19,7 @@ from transformers import AutoModelForMaskedLM, BigBirdConfig, BigBirdModel, Long
 
 from bakeoff.bench.subjects import FAMILIES, Subject, mask, matrices
 from bakeoff.encoder import NAME, BakeoffForMaskedLM
-from bakeoff.errors import BakeoffError
+from bakeoff.errors import BakeoffError, missing
 
 Build = Callable[[BakeoffForMaskedLM, Tensor], Subject]
 Rows = Callable[[BakeoffForMaskedLM, Sequence[int]], tuple[list[int], str]]
@@ -85,9 +85,7 @@ class Peer:
         try:
             importlib.metadata.version(self.distribution)
         except importlib.metadata.PackageNotFoundError:
-            raise BakeoffError(
-                f"{self.name} is not installed: pip install '.[peers]' in bakeoff's checkout."
-            ) from None
+            raise missing(f"{self.name} is not installed", "peers") from None
         if encoder != "bert" and self.name != "sdpa":
             raise BakeoffError(f"{self.name} has no {encoder}: use --encoder bert, or --against sdpa.")
         if reason := self.refuse(options, length):
@@ -262,7 +260,7 @@ def _replaced(
         peer = make(mechanism)
         with torch.no_grad():
             for suffix, (pieces, transposed) in parts(peer).items():
-                source = _source(model, mechanism, f"{place}.{suffix}")
+                source = _source(model, f"{place}.{suffix}")
                 sizes = [piece.shape[0] for piece in pieces]
                 values = [source.mT] if transposed else source.split(sizes)
                 for piece, value in zip(pieces, values, strict=True):
@@ -273,7 +271,7 @@ def _replaced(
     return Subject(base, FAMILIES["bert"], mask(real_BN), weights)
 
 
-def _source(model: BakeoffForMaskedLM, mechanism: Any, name: str) -> Tensor:
+def _source(model: BakeoffForMaskedLM, name: str) -> Tensor:
     """A weight of ours as the function uses it: Linformer's projections with the segment means."""
     value = model.model.base_model.get_parameter(name)
     if name.endswith("_projection_KN"):

@@ -282,10 +282,6 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
 
     def row_values(row: Row) -> dict[str, Any]:
         values = {f.name: getattr(row, f.name) for f in dataclasses.fields(row) if f.name != "runs"}
-        values["accuracy"] = dataclasses.asdict(row.accuracy)
-        values["by_length"] = [dataclasses.asdict(estimate) for estimate in row.by_length]
-        values["f1"] = dataclasses.asdict(row.f1) if row.f1 else None
-        values["to_best"] = row.to_best._asdict() if row.to_best else None
         values["seeds"] = [run.seed for run in row.runs]
         values["run_ids"] = [plain(run.record.id) for run in row.runs]
         return values
@@ -297,14 +293,18 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
     return finite(
         {
             "groups": [group_values(group) for group in comparison.groups],
-            "failures": [dataclasses.asdict(failure) for failure in comparison.failures],
+            "failures": comparison.failures,
             "notes": comparison.notes,
         }
     )
 
 
 def finite(values: Any) -> Any:
-    """JSON values: tuples as lists, and None for figures that are not finite."""
+    """JSON values: dataclasses and named tuples by name, and None for figures that are not finite."""
+    if dataclasses.is_dataclass(values):
+        values = vars(values)
+    elif hasattr(values, "_asdict"):
+        values = values._asdict()
     if isinstance(values, dict):
         return {key: finite(value) for key, value in values.items()}
     if isinstance(values, list | tuple):

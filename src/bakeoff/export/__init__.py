@@ -13,7 +13,7 @@ import statistics
 from pathlib import Path
 
 from bakeoff import runs
-from bakeoff.errors import BakeoffError, unknown
+from bakeoff.errors import BakeoffError, missing, unknown
 
 #: Formats, and what the card says of each.
 FORMATS = {
@@ -131,6 +131,4 @@ def _require_onnx() -> None:
         import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError:
-        raise BakeoffError(
-            "--format onnx needs ONNX: pip install '.[export]' in bakeoff's checkout."
-        ) from None
+        raise missing("--format onnx needs ONNX", "export") from None

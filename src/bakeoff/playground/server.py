@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
-from bakeoff.errors import BakeoffError
+from bakeoff.errors import BakeoffError, missing
 from bakeoff.playground import explain
 
 if TYPE_CHECKING:
@@ -52,9 +52,7 @@ def listen(port: int) -> socket.socket:
     """
     for package in ("starlette", "uvicorn"):
         if importlib.util.find_spec(package) is None:
-            raise BakeoffError(
-                f"{package} is missing; install it with: pip install '.[try]' in bakeoff's checkout."
-            )
+            raise missing(f"{package} is missing; install it with", "try")
     listening = socket.socket()
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -118,7 +118,7 @@ def _what_ran(group: Group) -> str:
 
 def _plot(figure: Figure) -> dict[str, Any]:
     """What the page's script draws: JSON values, of which those that are not finite are left out."""
-    return finite({"spec": figure.spec, "axes": [dataclasses.asdict(axis) for axis in figure.axes]})
+    return finite({"spec": figure.spec, "axes": figure.axes})
 
 
 @dataclasses.dataclass(frozen=True)
