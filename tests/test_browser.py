@@ -7,7 +7,7 @@ import pytest
 
 import fixture_runs
 from bakeoff import report, runs
-from bakeoff.comparison.text import plain
+from bakeoff.text import plain
 from browser import FAINT, PAYLOADS, SENTINEL, visit
 from fixture_runs import write_bench, write_run
 

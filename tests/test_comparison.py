@@ -14,8 +14,8 @@ import fixture_runs
 from bakeoff import comparison as comparing
 from bakeoff import runs, stats
 from bakeoff.comparison import compare, verdict
-from bakeoff.comparison.text import markdown_escape, p_text
 from bakeoff.errors import BakeoffError
+from bakeoff.text import markdown_escape, p_text
 from fixture_runs import write_run
 
 GOLDEN = """\

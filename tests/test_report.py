@@ -17,6 +17,7 @@ from bakeoff.comparison import compare
 from bakeoff.errors import BakeoffError
 from bakeoff.report import plots
 from bakeoff.report.html import disagreements
+from bakeoff.report.picture import _ticks as ticks_around
 from fixture_runs import write_bench, write_run
 
 VOID = {"meta", "link", "br", "img", "hr", "input"}
@@ -391,7 +392,7 @@ def test_only_failures_still_have_a_report(tmp_path):
     ("low", "high"), [(0.0, 100.0), (48.3, 91.2), (89.9, 90.1), (90.0, 90.0), (0.0, 0.4), (0, 9e5)]
 )
 def test_ticks_are_few_even_and_enclose(low, high):
-    ticks = plots._ticks(low, high)
+    ticks = ticks_around(low, high)
     assert ticks[0] <= low
     assert ticks[-1] >= high
     assert 2 <= len(ticks) <= 9

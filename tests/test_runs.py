@@ -114,8 +114,8 @@ def test_a_file_that_breaks_off_leaves_the_old_one(tmp_path):
 def test_what_cannot_be_written_says_why_and_what_to_do(tmp_path):
     path = tmp_path / "none" / "a.json"
     assert refusal(runs.write_json, path, 1) == (
-        f"cannot write {path} (No such file or directory); make room there, or choose another --output-dir, "
-        "and start again: what is finished is kept, and what is not resumes."
+        f"cannot write {path} (No such file or directory); make room there, or name another folder, and "
+        "start again: what is finished is kept."
     )
 
     def fail():

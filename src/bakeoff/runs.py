@@ -162,8 +162,8 @@ def whole(path: Path) -> Iterator[Path]:
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else error
         raise BakeoffError(
-            f"cannot write {path} ({reason}); make room there, or choose another --output-dir, and start "
-            "again: what is finished is kept, and what is not resumes."
+            f"cannot write {path} ({reason}); make room there, or name another folder, and start again: what "
+            "is finished is kept."
         ) from None
 
 
@@ -174,6 +174,20 @@ def write_json(path: Path, values: Any) -> None:
         file.write("\n")
         file.flush()
         os.fsync(file.fileno())
+
+
+def write_texts(folder: Path, contents: Mapping[str, str]) -> list[Path]:
+    """Write texts by their file names into a folder, made if need be, each whole; returns their paths."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BakeoffError(
+            f"cannot write to {folder} ({error.strerror}); choose another --output-dir."
+        ) from None
+    for name, text in contents.items():
+        with whole(folder / name) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    return [folder / name for name in contents]
 
 
 def save(folder: Path, record: RunRecord) -> None:

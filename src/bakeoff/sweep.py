@@ -373,4 +373,4 @@ def _write_report(study: optuna.Study, path: Path) -> None:
         plots.insert(1, visualization.plot_param_importances(study))
     parts = [plot.to_html(full_html=False, include_plotlyjs=index == 0) for index, plot in enumerate(plots)]
     page = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Sweep</title>{"".join(parts)}</html>'
-    path.write_text(page, encoding="utf-8")
+    runs.write_texts(path.parent, {path.name: page})

@@ -6,8 +6,8 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from bakeoff import svg
 from bakeoff.bench.result import RESOLVED, BenchResult, Row
-from bakeoff.report import svg
 
 _PANEL = {"width": 860, "height": 300, "left": 64, "right": 340, "top": 44, "bottom": 52}
 

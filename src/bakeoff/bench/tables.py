@@ -8,10 +8,11 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bakeoff.bench.picture import picture
 from bakeoff.bench.result import BENCH, RESOLVED, BenchResult, Ratio, Row
-from bakeoff.comparison.text import markdown_escape, plain
 from bakeoff.errors import BakeoffError
-from bakeoff.runs import whole
+from bakeoff.runs import write_texts
+from bakeoff.text import markdown_escape, plain
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -150,18 +151,9 @@ def check_folder(output_dir: Path) -> None:
 
 def write(result: BenchResult, output_dir: Path) -> list[Path]:
     """`bench.json`, `bench.md` and, from two lengths on, `bench.svg` into a folder; returns their paths."""
-    from bakeoff.bench.picture import picture  # which takes from `report`, which shows these tables
-
     drawn = picture(result)
     contents = {
         BENCH: json.dumps(result.to_dict(), indent=2, ensure_ascii=False) + "\n",
         "bench.md": markdown(result, "bench.svg" if drawn else None),
     } | ({"bench.svg": drawn} if drawn else {})
-    try:
-        output_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise BakeoffError(f"cannot write to {output_dir} ({error.strerror}).") from None
-    for name, text in contents.items():
-        with whole(output_dir / name) as temporary:
-            temporary.write_text(text, encoding="utf-8")
-    return [output_dir / name for name in contents]
+    return write_texts(output_dir, contents)

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from bakeoff import metrics, stats
 from bakeoff.comparison import verdict
 from bakeoff.comparison.rows import Estimate, Failure, Group, Row, Run
-from bakeoff.comparison.text import plain
 from bakeoff.runs import Data
 from bakeoff.spec import NOT_IDENTITY
+from bakeoff.text import plain
 
 
 def grouped(found: Iterable[Run], failures: Sequence[Failure]) -> list[Group]:

@@ -10,10 +10,10 @@ import numpy as np
 
 from bakeoff import runs
 from bakeoff.comparison.rows import Failure, Run
-from bakeoff.comparison.text import plain
 from bakeoff.errors import BakeoffError
 from bakeoff.runs import Cost, Data, Model, Predictions, RunRecord
 from bakeoff.spec import AttentionSpec
+from bakeoff.text import plain
 
 _MOST = 1e300  # a sum of larger numbers overflows
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from bakeoff.comparison.rows import Comparison, Estimate, Group, Row
-from bakeoff.comparison.text import markdown_escape, p_text, percent, plain
+from bakeoff.text import markdown_escape, p_text, percent, plain
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -18,7 +18,7 @@ import numpy as np
 
 from bakeoff import metrics, stats
 from bakeoff.comparison.rows import Failure, Group, Row, Run
-from bakeoff.comparison.text import p_text, percent, plain
+from bakeoff.text import p_text, percent, plain
 
 ALPHA = stats.ALPHA
 SAME_SPEED = 1.2  # on shared machines, repeated runs differ by up to about this much

@@ -14,8 +14,8 @@ from bakeoff import runs
 from bakeoff.comparison.grouping import grouped
 from bakeoff.comparison.reading import read
 from bakeoff.comparison.rows import Failure, Run
-from bakeoff.comparison.text import markdown_escape, percent, plain
 from bakeoff.errors import BakeoffError
+from bakeoff.text import markdown_escape, percent, plain
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _HUB_DATA = re.compile(r"([\w.-]+/[\w.-]+)(?: (\S+))?@([0-9a-f]{12}) .*")  # as tasks.hub writes its source

@@ -12,10 +12,9 @@ from pathlib import Path
 from bakeoff import runs
 from bakeoff.bench.result import read
 from bakeoff.comparison import compare
-from bakeoff.errors import BakeoffError
 from bakeoff.report.html import page
 from bakeoff.report.markdown import document
-from bakeoff.report.plots import picture
+from bakeoff.report.picture import picture
 
 PICTURE = "accuracy-cost.svg"
 
@@ -39,13 +38,4 @@ def write(root: Path | Sequence[Path], output_dir: Path, bench: Sequence[Path] =
         "report.html": page(comparison, benches),
         PICTURE: picture(comparison),
     }
-    try:
-        output_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise BakeoffError(
-            f"cannot write to {output_dir} ({error.strerror}); choose another --output-dir."
-        ) from None
-    for name, text in contents.items():
-        with runs.whole(output_dir / name) as temporary:
-            temporary.write_text(text, encoding="utf-8")
-    return [output_dir / name for name in contents]
+    return runs.write_texts(output_dir, contents)

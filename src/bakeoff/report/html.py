@@ -22,9 +22,9 @@ from bakeoff import metrics
 from bakeoff.bench.result import BenchResult
 from bakeoff.bench.tables import tables
 from bakeoff.comparison import COLUMNS, Comparison, Group, Row, Run, columns, finite
-from bakeoff.comparison.text import percent, plain
 from bakeoff.report.plots import Figure, figures, speed, styles, subjects
 from bakeoff.report.reproduce import reproductions
+from bakeoff.text import percent, plain
 
 DISAGREEMENTS = 50  # texts shown a group
 MATRIX = 12  # classes; of more, the commonest mistakes are shown

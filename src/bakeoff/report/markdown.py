@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from bakeoff.comparison import COLUMNS, Comparison, render_markdown
-from bakeoff.comparison.text import markdown_escape
 from bakeoff.report.reproduce import reproductions
+from bakeoff.text import markdown_escape
 
 
 def document(comparison: Comparison, picture: str) -> str:

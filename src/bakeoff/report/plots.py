@@ -1,4 +1,4 @@
-"""The report's figures: Plotly specifications for the page, and one SVG picture for everywhere else."""
+"""The report's figures: Plotly specifications for the page."""
 
 from __future__ import annotations
 
@@ -13,14 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from bakeoff import metrics
+from bakeoff import metrics, svg
 from bakeoff.bench.result import BenchResult
 from bakeoff.bench.result import Row as BenchRow
-from bakeoff.comparison import Comparison, Group, Row, Run
+from bakeoff.comparison import Group, Row, Run
 from bakeoff.comparison.rows import Estimate
 from bakeoff.comparison.tables import by_seed
-from bakeoff.comparison.text import percent, plain
-from bakeoff.report import svg
+from bakeoff.text import percent, plain
 
 SYMBOLS = {
     "circle": "●",
@@ -143,7 +142,7 @@ def _accuracy_cost(group: Group) -> Figure:
             hovertemplate="%{y:.2f} % (%{customdata[0]:.2f} to %{customdata[1]:.2f})"
             "<br>%{xaxis.title.text}: %{x:,.4~r}",
         )
-        for i, (row, style) in enumerate(_styled(group))
+        for i, (row, style) in enumerate(styled(group))
     ]
     axes = []
     for cost in _COSTS:
@@ -171,7 +170,7 @@ def _by_seed(group: Group) -> Figure | None:
         return None
     seeds = lines[0][1:-1]
     traces = []
-    for i, (row, style) in enumerate(_styled(group)):
+    for i, (row, style) in enumerate(styled(group)):
         found = {str(run.seed): 100 * float(run.correct.mean()) for run in row.runs}
         traces.append(
             _trace(
@@ -221,7 +220,7 @@ def _by_length(group: Group) -> Figure | None:
             hovertemplate="%{y:.2f} % (%{customdata[0]:.2f} to %{customdata[1]:.2f})"
             "<br>%{customdata[2]} tokens",
         )
-        for i, (row, style) in enumerate(_styled(group))
+        for i, (row, style) in enumerate(styled(group))
     ]
     layout = {
         "xaxis": {
@@ -253,7 +252,7 @@ def _calibration(group: Group) -> Figure | None:
         for row in group.rows
     ]
     traces = []
-    for i, ((row, style), bins) in enumerate(zip(_styled(group), found, strict=True)):
+    for i, ((row, style), bins) in enumerate(zip(styled(group), found, strict=True)):
         if not math.isfinite(bins.error):
             continue
         full = np.flatnonzero(bins.counts)
@@ -328,7 +327,7 @@ def _confidence(group: Group) -> Figure:
             customdata=spans,
             hovertemplate="%{y:.1f} % of rows at %{customdata} % confidence",
         )
-        for i, (row, style) in enumerate(_styled(group))
+        for i, (row, style) in enumerate(styled(group))
     ]
     for trace in traces:
         trace["line"]["shape"] = "hv"
@@ -401,7 +400,7 @@ def _curves(
 ) -> Figure | None:
     """Values against steps, given a row and run; None where no run has two points."""
     traces, lines = [], []
-    for i, ((row, style), runs) in enumerate(zip(_styled(group), points, strict=True)):
+    for i, ((row, style), runs) in enumerate(zip(styled(group), points, strict=True)):
         for run, found in zip(row.runs, runs, strict=True):
             if len(found) < 2:
                 continue
@@ -485,7 +484,8 @@ def subjects(result: BenchResult) -> list[tuple[str, Style]]:
     ]
 
 
-def _styled(group: Group) -> list[tuple[Row, Style]]:
+def styled(group: Group) -> list[tuple[Row, Style]]:
+    """A group's rows, each with its style."""
     return list(zip(group.rows, styles([row.label for row in group.rows]), strict=True))
 
 
@@ -546,69 +546,3 @@ def _bars(values: Sequence[float], intervals: Sequence[Estimate]) -> dict[str, A
 
 def _y(title: str) -> dict[str, Any]:
     return {"title": {"text": title}}
-
-
-# --- the static picture -----------------------------------------------------------------------------------
-
-_PANEL = {"width": 720, "height": 300, "left": 64, "right": 200, "top": 44, "bottom": 52}
-
-
-def picture(comparison: Comparison) -> str:
-    """An SVG of accuracy against training time, a panel a group; it follows light and dark by itself."""
-    panels = [_panel(group, i * _PANEL["height"]) for i, group in enumerate(comparison.groups)]
-    height = max(1, len(panels)) * _PANEL["height"]
-    return svg.render("bakeoff.report", "picture.svg.html", panels=panels, size=_PANEL, height=height)
-
-
-def _panel(group: Group, top: int) -> dict[str, Any]:
-    """A group in pixels: ticks, points with their bars, and labels pushed apart where they would meet."""
-    x_ticks = _ticks(0.0, max(row.train_seconds for row in group.rows))
-    y_ticks = _ticks(
-        100 * min(min(row.accuracy.low for row in group.rows), group.baseline),
-        100 * max(row.accuracy.high for row in group.rows),
-    )
-    floor, ceiling = top + _PANEL["height"] - _PANEL["bottom"], top + _PANEL["top"]
-    left, right = _PANEL["left"], _PANEL["width"] - _PANEL["right"]
-
-    def x(seconds: float) -> float:
-        return round(left + (right - left) * seconds / x_ticks[-1], 1)
-
-    def y(percent: float) -> float:
-        return round(floor - (floor - ceiling) * (percent - y_ticks[0]) / (y_ticks[-1] - y_ticks[0]), 1)
-
-    points: list[dict[str, Any]] = [
-        {
-            "label": row.title,
-            "color": style.color,
-            "x": x(row.train_seconds),
-            "y": y(100 * row.accuracy.value),
-            "low": y(100 * row.accuracy.low),
-            "high": y(100 * row.accuracy.high),
-        }
-        for row, style in _styled(group)
-    ]
-    svg.push_apart(points)
-    path = [(x(row.train_seconds), y(100 * row.accuracy.value)) for row in front(group.rows, _COSTS[0].of)]
-    return {
-        "title": f"{group.name}, {group.evaluated}",
-        "left": left,
-        "right": right,
-        "floor": floor,
-        "ceiling": ceiling,
-        "x_ticks": [(x(tick), f"{tick:g}") for tick in x_ticks],
-        "y_ticks": [(y(tick), f"{tick:g}") for tick in y_ticks],
-        "x_title": "training time, seconds",
-        "y_title": "accuracy, %",
-        "baseline": y(100 * group.baseline),
-        "points": points,
-        "front": " ".join(f"{a},{b}" for a, b in path),
-    }
-
-
-def _ticks(low: float, high: float) -> list[float]:
-    """Four to eight round numbers around [low, high]."""
-    span = max(high - low, 1e-3)
-    power = 10 ** math.floor(math.log10(span))
-    step = next(power * k for k in (0.1, 0.2, 0.25, 0.5, 1.0, 2.0) if span / (power * k) <= 6)
-    first, last = math.floor(low / step), math.ceil(high / step)
-    return [round(step * k, 10) for k in range(first, max(last, first + 1) + 1)]

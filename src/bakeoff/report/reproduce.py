@@ -6,8 +6,8 @@ import dataclasses
 import json
 
 from bakeoff.comparison import Comparison, Run
-from bakeoff.comparison.text import plain
 from bakeoff.spec import NOT_IDENTITY
+from bakeoff.text import plain
 
 
 @dataclasses.dataclass(frozen=True)

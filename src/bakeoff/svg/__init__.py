@@ -31,5 +31,5 @@ def push_apart(points: Sequence[dict[str, Any]], lowest: float = math.inf) -> No
 
 def render(package: str, template: str, **values: Any) -> str:
     """A template of `package`, all text escaped; it may extend the shared `frame.svg.html`."""
-    loader = ChoiceLoader([PackageLoader(package, "."), PackageLoader("bakeoff.report", ".")])
+    loader = ChoiceLoader([PackageLoader(package, "."), PackageLoader("bakeoff.svg", ".")])
     return Environment(loader=loader, autoescape=True).get_template(template).render(values)
