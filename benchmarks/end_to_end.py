@@ -111,7 +111,7 @@ def by_bakeoff(spec: Any) -> dict[str, float]:
     """The same by a run of this library, its record and predictions written."""
     import dataclasses
 
-    from bakeoff import train
+    from bakeoff.training import train
 
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
@@ -257,9 +257,9 @@ def one(given: str) -> None:
     """Measure one subject in this process."""
     import contextlib
 
-    from bakeoff import preparation
     from bakeoff.logs import quiet
     from bakeoff.spec import RunSpec
+    from bakeoff.training import preparation
 
     quiet()
     values = json.loads(given)

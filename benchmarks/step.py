@@ -67,10 +67,11 @@ def one(spec_values: dict[str, Any], level: int, steps: int) -> dict[str, float]
     import torch
     from transformers import AutoModelForSequenceClassification
 
-    from bakeoff import checkpoints, preparation
-    from bakeoff.batching import LengthGroupedSampler
+    from bakeoff import checkpoints
     from bakeoff.logs import quiet
     from bakeoff.spec import RunSpec
+    from bakeoff.training import preparation
+    from bakeoff.training.batching import LengthGroupedSampler
 
     quiet()
     prepared = preparation.prepare(RunSpec.from_dict(spec_values))

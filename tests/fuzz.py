@@ -35,13 +35,14 @@ with traced:
     import encoders
     import fixture_runs
     import tiny
-    from bakeoff import checkpoints, comparison, fine_tuning, predict, report, runs
+    from bakeoff import checkpoints, comparison, predict, report, runs
     from bakeoff.attention import resolve_options
     from bakeoff.bench import result, tables
     from bakeoff.errors import BakeoffError
     from bakeoff.spec import AttentionSpec, GridSpec, RunSpec, load_yaml
     from bakeoff.sweep import SweepSpec
     from bakeoff.tasks import files
+    from bakeoff.training import fine_tuning
 
 SECONDS, MEMORY = 5, 2**30  # that one input may take, memory in bytes
 LONGEST = 2_000  # characters of an error

@@ -17,9 +17,10 @@ import torch
 
 import encoders
 import tiny
-from bakeoff import checkpoints, train
+from bakeoff import checkpoints
 from bakeoff.attention import Layer, build, longformer
 from bakeoff.spec import AttentionSpec
+from bakeoff.training import train
 
 FILE = Path(__file__).with_suffix(".json")
 

@@ -5,7 +5,7 @@ import random
 import numpy as np
 import torch
 
-from bakeoff.batching import LengthGroupedSampler
+from bakeoff.training.batching import LengthGroupedSampler
 
 
 def batches(sampler, size):

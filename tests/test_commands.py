@@ -38,8 +38,8 @@ PROGRAMS = ("bakeoff", "pip", "make", "torchrun", "accelerate", "python", "cat",
 SLOW = {"grid": "docs/start.md", "sweep": "docs/sweeps.md", "bench": "docs/study.md"}
 #: Where the work of a verb begins.
 WORK = {
-    "run": "bakeoff.train.run",
-    "check": "bakeoff.preparation.prepare",
+    "run": "bakeoff.training.train.run",
+    "check": "bakeoff.training.preparation.prepare",
     "grid": "bakeoff.grid.check",
     "sweep": "bakeoff.sweep.run",
     "compare": "bakeoff.comparison.compare",

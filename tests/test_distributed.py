@@ -10,7 +10,8 @@ import time
 import pytest
 
 import tiny
-from bakeoff import fine_tuning, preparation, runs, train, trainer
+from bakeoff import runs
+from bakeoff.training import fine_tuning, preparation, train, trainer
 
 
 @pytest.fixture(scope="module")

@@ -23,10 +23,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import fixture_runs
-from bakeoff import fine_tuning, runs
+from bakeoff import runs
 from bakeoff.errors import BakeoffError, unknown
 from bakeoff.spec import AttentionSpec, RunSpec, load_yaml
 from bakeoff.tasks import files
+from bakeoff.training import fine_tuning
 from fuzz import LABELS, LONGEST, MEMORY, READERS, SECONDS, TEXTS
 from test_files import write
 

@@ -32,13 +32,14 @@ from pyarrow import parquet
 
 import fixture_runs
 import tiny
-from bakeoff import checkpoints, encode, env, grid, playground, predict, report, runs, train
+from bakeoff import checkpoints, encode, env, grid, playground, predict, report, runs
 from bakeoff import sweep as sweeps
 from bakeoff.bench import result, tables
 from bakeoff.errors import BakeoffError
 from bakeoff.export import card
 from bakeoff.playground import server
 from bakeoff.spec import AttentionSpec, RunSpec
+from bakeoff.training import train
 from browser import PAYLOADS, SENTINEL, visit
 
 ROOT = Path(__file__).parent.parent

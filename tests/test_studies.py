@@ -7,10 +7,11 @@ import pytest
 from transformers import BigBirdForPreTraining, LongformerForMaskedLM
 
 import tiny
-from bakeoff import checkpoints, preparation, train
+from bakeoff import checkpoints
 from bakeoff.attention import ATTENTIONS
 from bakeoff.spec import GridSpec, RunSpec, load_yaml
 from bakeoff.sweep import SweepSpec, _values
+from bakeoff.training import preparation, train
 from encoders import bigbird_config, longformer_config, randomised
 
 STUDIES = Path(__file__).parent.parent / "studies"

@@ -16,8 +16,9 @@ from pathlib import Path
 import pytest
 
 import tiny
-from bakeoff import runs, train
+from bakeoff import runs
 from bakeoff.errors import BakeoffError
+from bakeoff.training import train
 
 KILLS = int(os.environ.get("BAKEOFF_KILLS", "1"))
 TRAINING = {

@@ -16,22 +16,12 @@ import pytest
 import torch
 
 import tiny
-from bakeoff import (
-    callbacks,
-    comparison,
-    env,
-    fine_tuning,
-    grid,
-    metrics,
-    predict,
-    preparation,
-    runs,
-    train,
-)
+from bakeoff import comparison, env, grid, metrics, predict, runs
 from bakeoff.attention import ATTENTIONS
 from bakeoff.errors import BakeoffError
 from bakeoff.spec import RunSpec, parse_size
-from bakeoff.trainer import LengthGroupedTrainer
+from bakeoff.training import callbacks, fine_tuning, preparation, train
+from bakeoff.training.trainer import LengthGroupedTrainer
 
 OPTIONS = {
     "dense": "dense",

@@ -14,22 +14,11 @@ import torch
 
 import encoders
 import tiny
-from bakeoff import (
-    callbacks,
-    checkpoints,
-    encode,
-    encoder,
-    fine_tuning,
-    preparation,
-    recipes,
-    runs,
-    tasks,
-    train,
-    transfer,
-)
+from bakeoff import checkpoints, encode, encoder, recipes, runs, tasks
 from bakeoff.attention import ATTENTIONS
 from bakeoff.errors import BakeoffError
 from bakeoff.recipes import Recipe
+from bakeoff.training import callbacks, fine_tuning, preparation, train, transfer
 
 LEARNS = {
     "performer": "performer:num_features=32,global_tokens=2",
@@ -319,7 +308,7 @@ def test_a_killed_run_resumes_behind_its_transfer(shared, tmp_path):
     folder = tmp_path / spec.run_id()
     script = (
         "import json, os, signal, sys; sys.path.insert(0, 'tests')\n"
-        "import dataclasses; from bakeoff import fine_tuning, train, transfer\n"
+        "import dataclasses; from bakeoff.training import fine_tuning, train, transfer\n"
         "from bakeoff.spec import RunSpec\n"
         "fit = transfer.fit\n"
         "transfer.fit = lambda *a, **k: dataclasses.replace(fit(*a, **k), seconds=1000.0)\n"

@@ -20,13 +20,14 @@ from starlette.testclient import TestClient
 
 import encoders
 import tiny
-from bakeoff import checkpoints, playground, train
+from bakeoff import checkpoints, playground
 from bakeoff.attention import Layer, build
 from bakeoff.attention.reference import REFERENCES
 from bakeoff.attention.weights import weights
 from bakeoff.errors import BakeoffError
 from bakeoff.playground import explain, server
 from bakeoff.predict import Classifier
+from bakeoff.training import train
 
 TEXT = "a great film with some awful scenes in the rain"
 

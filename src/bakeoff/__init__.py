@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from bakeoff.predict import Classifier
     from bakeoff.runs import Predictions, RunRecord
     from bakeoff.tasks import TASKS
-    from bakeoff.train import run
+    from bakeoff.training.train import run
 
 #: What is imported on first use, since it brings torch or the scientific stack with it.
 _LATE = {
@@ -40,7 +40,7 @@ _LATE = {
     "compare": "bakeoff.comparison",
     "convert": "bakeoff.checkpoints",
     "load": "bakeoff.checkpoints",
-    "run": "bakeoff.train",
+    "run": "bakeoff.training.train",
 }
 
 __all__ = [

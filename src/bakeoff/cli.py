@@ -179,7 +179,7 @@ def run(spec_file: SpecFile = None, *, flags: dict[str, Any]) -> None:
     """Fine-tune and evaluate one encoder on one task. Done runs are skipped, interrupted ones resume."""
     spec = _spec(spec_file, flags)
     _quiet()
-    from bakeoff import train
+    from bakeoff.training import train
 
     try:
         with _interruptible():
@@ -477,7 +477,7 @@ def check(spec_file: SpecFile = None, *, flags: dict[str, Any]) -> None:
     """Validate a run without training it. The spec, the data, the encoder and its dispatch."""
     spec = _spec(spec_file, flags)
     _quiet()
-    from bakeoff import preparation
+    from bakeoff.training import preparation
 
     prepared = preparation.prepare(spec)
     data = prepared.data

@@ -25,7 +25,7 @@ from bakeoff.errors import BakeoffError, BusyError
 from bakeoff.spec import RunSpec
 
 if TYPE_CHECKING:
-    from bakeoff.callbacks import Watch
+    from bakeoff.training.callbacks import Watch
 
 _PATIENCE = 1.0  # seconds between two looks at runs that other processes are making
 _INTERRUPTED = 130  # as a shell reports SIGINT
@@ -142,7 +142,8 @@ def _failed(
 
 
 def _resolve(specs: Sequence[RunSpec]) -> None:
-    from bakeoff import preparation, tasks
+    from bakeoff import tasks
+    from bakeoff.training import preparation
 
     for spec in specs:
         preparation.resolve(spec)
@@ -151,13 +152,13 @@ def _resolve(specs: Sequence[RunSpec]) -> None:
 
 
 def _prepare(spec: RunSpec) -> None:
-    from bakeoff import preparation
+    from bakeoff.training import preparation
 
     preparation.prepare(spec, runs.encoded_folder(spec))
 
 
 def _train(spec: RunSpec, progress: bool, ask: Watch | None = None) -> runs.RunRecord:
-    from bakeoff import train
+    from bakeoff.training import train
 
     return train.run(spec, progress=progress, watch=ask)
 
@@ -177,7 +178,7 @@ def _in_child(
     With `answer`, the function gets one argument more: a function that calls `answer` in this process.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["bakeoff.train"])  # once, not once a cell
+    context.set_forkserver_preload(["bakeoff.training.train"])  # once, not once a cell
     ours, theirs = context.Pipe()
     orphaned, alive = context.Pipe(duplex=False)
     process = context.Process(target=_call, args=(theirs, orphaned, function, arguments, answer is not None))

@@ -84,7 +84,7 @@ class Attention(nn.Module):
         return ()
 
     def transferable(self) -> list[nn.Parameter]:
-        """What attention transfer (`bakeoff.transfer`) may fit before fine-tuning; nothing by default."""
+        """What attention transfer (`training/transfer.py`) may fit before fine-tuning; nothing by default."""
         return []
 
     def flops(self, n: int) -> float:

@@ -22,7 +22,7 @@ instead of from noise. Columns count real tokens, so padding has none, on either
 falls into are left out of the softmax. Any E of the paper's is S_N(0) + Δ_E at n = N. That a projection may
 depend on the tokens is the idea of Zhu et al., 2021, "Long-Short Transformer",
 https://arxiv.org/abs/2107.02192, equation 4; here it chooses within a segment, and it is what attention
-transfer (`bakeoff.transfer`) fits.
+transfer (`training/transfer.py`) fits.
 
 Peers: `linformer` has no mask and `linformer-pytorch` wants N to equal its input size; here any row up to
 `max_length` tokens is right.

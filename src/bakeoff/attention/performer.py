@@ -10,8 +10,8 @@ two feature maps φ.
 
 `learned` is that of Zhang et al., 2024, "The Hedgehog & the Porcupine", https://arxiv.org/abs/2402.04347,
 section 4: φ(x) = [softmax(W x), softmax(-W x)], with a W for queries and one for keys that attention
-transfer (`bakeoff.transfer`) fits to the pretrained model's own. They start from the same random rows. In the
-product stands φ(q)·φ(k) exp(q · c + k · a + b), with a, b and c learned a head.
+transfer (`training/transfer.py`) fits to the pretrained model's own. They start from the same random rows.
+In the product stands φ(q)·φ(k) exp(q · c + k · a + b), with a, b and c learned a head.
 
 A row's first G tokens are global, as in Longformer and BigBird: they attend to all tokens, and all tokens to
 them, by exp(q · k), and features stand for the rest, in one quotient. That exact and approximate terms share

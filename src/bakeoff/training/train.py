@@ -13,13 +13,14 @@ from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from bakeoff import checkpoints, env, interrupts, metrics, predict, runs
+from bakeoff import checkpoints, env, metrics, predict, runs
 from bakeoff.attention import Attention
-from bakeoff.callbacks import Stopped, Watch, history, mean_loss
 from bakeoff.errors import BakeoffError, one_line
-from bakeoff.fine_tuning import fine_tune
-from bakeoff.preparation import Prepared, prepare
 from bakeoff.spec import RunSpec, parse_size
+from bakeoff.training import interrupts
+from bakeoff.training.callbacks import Stopped, Watch, history, mean_loss
+from bakeoff.training.fine_tuning import fine_tune
+from bakeoff.training.preparation import Prepared, prepare
 
 CHECKPOINTS = "checkpoints"
 _PREVIEW = 400  # characters of each evaluation text kept with its prediction

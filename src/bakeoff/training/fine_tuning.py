@@ -28,12 +28,13 @@ from transformers import (
     TrainingArguments,
 )
 
-from bakeoff import checkpoints, env, interrupts, metrics, predict, recipes, runs, transfer
-from bakeoff.callbacks import WEIGHTS, Evaluations, Meter, StartFrom, StopAt, Watch
+from bakeoff import checkpoints, env, metrics, predict, recipes, runs
 from bakeoff.errors import BakeoffError, one_line
-from bakeoff.preparation import Prepared
 from bakeoff.spec import RunSpec
-from bakeoff.trainer import LengthGroupedTrainer, arguments
+from bakeoff.training import interrupts, transfer
+from bakeoff.training.callbacks import WEIGHTS, Evaluations, Meter, StartFrom, StopAt, Watch
+from bakeoff.training.preparation import Prepared
+from bakeoff.training.trainer import LengthGroupedTrainer, arguments
 
 _CONVERTED = "converted"  # beside Trainer's own checkpoints: the model when its mechanism came into its place
 _ACCOUNT = "transfer.json"

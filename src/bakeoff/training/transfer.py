@@ -36,7 +36,7 @@ from bakeoff.attention.base import row_attention
 from bakeoff.attention.dense import Dense
 from bakeoff.encoder import NAME
 from bakeoff.recipes import Recipe
-from bakeoff.trainer import LengthGroupedTrainer, arguments
+from bakeoff.training.trainer import LengthGroupedTrainer, arguments
 
 _CURVE_POINTS = 20
 

@@ -9,7 +9,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from bakeoff import env
-from bakeoff.batching import LengthGroupedSampler
+from bakeoff.training.batching import LengthGroupedSampler
 
 
 class LengthGroupedTrainer(Trainer):
