@@ -25,13 +25,8 @@ from bakeoff.training import train
 FILE = Path(__file__).with_suffix(".json")
 
 #: As a run names them.
-ATTENTIONS = {
-    "dense": "dense",
-    "longformer": "longformer:window=4,global_tokens=2",
-    "bigbird": "bigbird:block_size=2,num_random_blocks=1",
-    "performer": "performer:num_features=16,global_tokens=2",
+ATTENTIONS = {name: str(AttentionSpec(name, options)) for name, options in encoders.SMALL.items()} | {
     "performer random": "performer:num_features=16,feature_map=random,global_tokens=0",
-    "linformer": "linformer:projected_length=6,global_tokens=2",
 }
 ENCODERS = [(family, name) for family in ("bert", "modernbert") for name in ATTENTIONS]
 RUNS = [

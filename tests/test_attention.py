@@ -46,10 +46,7 @@ def make(name, dtype=torch.float64, seed=0, index=1, max_length=128, **options):
         return longformer.Window(layer, **{"radius": 4, **options})
     torch.manual_seed(7)  # only the linear projections of longformer draw from the global generator
     attention = build(name.split()[0], layer, SMALL[name] | options).to(dtype).eval()
-    if name.split()[0] in (
-        "linformer",
-        "performer",
-    ):  # away from the start, so that what is learned is tested
+    if attention.transferable():  # away from the start, so that what is learned is tested
         for parameter in attention.parameters():
             torch.nn.init.normal_(parameter, std=0.2)
     return attention

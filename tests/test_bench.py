@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.metadata
+import inspect
 import json
 import subprocess
 import sys
@@ -10,7 +11,8 @@ import xml.etree.ElementTree as ElementTree
 import pytest
 import torch
 
-from bakeoff import bench, packing
+from bakeoff import bench, cli, packing
+from bakeoff.attention import ATTENTIONS
 from bakeoff.attention.base import Layer
 from bakeoff.attention.performer import Performer
 from bakeoff.bench import gate, measure, peers, picture, result, subjects, timing
@@ -25,6 +27,18 @@ SMALL = {
     "performer": "performer:feature_map=random,num_features=32,global_tokens=0",
     "linformer": "linformer:projected_length=32,global_tokens=0",
 }
+
+
+def test_the_command_line_has_the_spec_s_defaults_and_every_mechanism():
+    spec = bench.BenchSpec()
+    assert [attention.name for attention in spec.attentions] == [*ATTENTIONS]
+    options = inspect.signature(cli.bench).parameters
+    for field in dataclasses.fields(spec):
+        value = getattr(spec, field.name)
+        text = ",".join(map(str, value)) if isinstance(value, tuple) else value
+        assert options[field.name.replace("phases", "phase")].default == text, field.name
+
+
 PEERS = {f"{peer.name} {peer.attention}": peer for peer in peers.PEERS}
 
 

@@ -294,6 +294,15 @@ def test_a_run_says_what_its_recipe_did_and_counts_its_time(shared, tmp_path, mo
     assert plain.id != record.id
 
 
+@pytest.mark.parametrize("recipe", recipes.RECIPES)
+def test_every_recipe_trains_and_its_record_says_what_it_did(shared, tmp_path, recipe):
+    changes = {"attention": LEARNS["linformer"], "num_train_epochs": 1, "output_dir": str(tmp_path)}
+    record = train.run(tiny.spec(shared, **changes, recipe=recipe), progress=False)
+    assert record.status == "ok", record.error
+    assert (record.transfer is not None) == (recipes.get(recipe).transfer_steps > 0)
+    assert runs.load(tmp_path / record.id) == record
+
+
 def test_an_unknown_recipe_is_one_line(shared):
     with pytest.raises(BakeoffError, match=r"unknown recipe 'tranfer'\. Did you mean 'transfer'"):
         preparation.resolve(tiny.spec(shared, recipe="tranfer"))

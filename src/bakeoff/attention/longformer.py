@@ -288,25 +288,44 @@ def window_attention(
     """
     B, _, N, _ = q_BHND.shape
     device = q_BHND.device
-    exporting = is_exporting()
-    tokens = longest if exporting else N
+    tokens = longest if is_exporting() else N
     if radius >= tokens - 1:
         return row_attention(q_BHND, k_BHND, v_BHND, length_B, scaling=scaling, dropout_p=dropout_p)
     if flex.applies(q_BHND, dropout_p):
         mask = _window_mask(B, N, radius, count, global_BN, length_B, device, keep=global_BN is None)
         return flex.attend(q_BHND, k_BHND, v_BHND, mask, scaling=scaling)
-
     short = _short(radius)
-    if short >= tokens:
-        # The same function as a masked dense attention, without the copies.
-        keep = global_BN is None and not exporting
-        size = min(short, 1 << (N - 1).bit_length()) if keep else N  # a larger bias serves many lengths
-        bias = _window_bias(size, radius, count, global_BN, q_BHND.dtype, device, keep=keep)
-        if keep:
-            bias = bias[:, :N, :N]
-        return row_attention(q_BHND, k_BHND, v_BHND, length_B, bias, scaling=scaling, dropout_p=dropout_p)
+    if tokens > short:
+        return _attend_in_blocks(
+            q_BHND, k_BHND, v_BHND, length_B, radius, count, global_BN, scaling=scaling, dropout_p=dropout_p
+        )
+    # The same function as a masked dense attention, without the copies.
+    keep = global_BN is None and not is_exporting()
+    size = min(short, 1 << (N - 1).bit_length()) if keep else N  # a larger bias serves many lengths
+    bias = _window_bias(size, radius, count, global_BN, q_BHND.dtype, device, keep=keep)
+    if keep:
+        bias = bias[:, :N, :N]
+    return row_attention(q_BHND, k_BHND, v_BHND, length_B, bias, scaling=scaling, dropout_p=dropout_p)
 
-    # T blocks of the whole batch stand one after another; those that are all padding are left out.
+
+def _attend_in_blocks(
+    q_BHND: Tensor,
+    k_BHND: Tensor,
+    v_BHND: Tensor,
+    length_B: Tensor | None,
+    radius: int,
+    count: int,
+    global_BN: Tensor | None,
+    *,
+    scaling: float,
+    dropout_p: float,
+) -> Tensor:
+    """`window_attention` as small dense attentions: a block of queries against the keys it can reach.
+
+    The T blocks of the whole batch stand one after another; those that are all padding are left out.
+    """
+    B, _, N, _ = q_BHND.shape
+    device = q_BHND.device
     block = _block(radius)
     blocks = -(-N // block)
     which_T = torch.arange(B * blocks, device=device)
@@ -341,7 +360,7 @@ def window_attention(
     group: int | None = max(1, _GROUP // k_TSHD[0].numel() // len(chunk))
     if torch.compiler.is_compiling():  # one step to trace, whatever the length
         group = None
-    if exporting:  # no format of a graph has overlapping views
+    if is_exporting():  # no format of a graph has overlapping views
         k_groups, v_groups = (
             (_around(torch.cat(x, 1), side).permute(0, 2, 4, 1, 3).flatten(2, 3),)
             for x in ((k_TSHD, k_TGHD), (v_TSHD, v_TGHD))
@@ -374,7 +393,7 @@ def _block(radius: int) -> int:
 
 def _traced_length(n: int, radius: int, count: int, longest: int) -> int:
     """More than the `count` global tokens; and where windows are, whole blocks, two or more."""
-    if longest <= max(_short(radius), radius + 1):
+    if longest <= max(_short(radius), radius + 1):  # `window_attention` takes no blocks
         return n + count
     block = _block(radius)
     return (n + count + 2 * block - 1) // block * block

@@ -121,9 +121,7 @@ class Group:
     notes: tuple[str, ...] = ()
     verdict: tuple[str, ...] = ()
     tied: tuple[str, ...] = ()  # labels of the rows that the paired test does not tell from the best
-    choice: str | None = (
-        None  # the label of the one to take; None where none learned, or seconds do not compare
-    )
+    choice: str | None = None  # the label of the one to take, if any learned and seconds compare
 
     @property
     def best(self) -> Row:

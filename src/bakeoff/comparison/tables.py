@@ -26,16 +26,17 @@ class Column:
     number: Callable[[Row], float | None]
     meaning: str
     cost: bool = False  # in the second table, where there are two
+    optional: bool = False  # left out where no row has a number
+    baseline: Callable[[Group], str] = lambda group: _NONE  # of always answering the commonest label
 
 
 def columns(group: Group) -> list[Column]:
     """The columns a group needs: F1 where the task has it, transfer where a run had it."""
-    spare = set()
-    if not any(row.f1 for row in group.rows):
-        spare.add("F1 %")
-    if not any(row.transfer_seconds for row in group.rows):
-        spare.add("transfer s")
-    return [column for column in COLUMNS if column.title not in spare]
+    return [
+        column
+        for column in COLUMNS
+        if not column.optional or any(column.number(row) is not None for row in group.rows)
+    ]
 
 
 def render_terminal(comparison: Comparison, console: Console) -> None:
@@ -90,10 +91,9 @@ def _table(group: Group, lines: Sequence[Sequence[str]]) -> Table:
 def _lines(group: Group) -> dict[str, list[list[str]]]:
     """The tables by name, in their order, headings first; empty where the group has nothing for one."""
     accuracy, cost = _figures(group, cost=False), _figures(group, cost=True)
-    share = {"eval accuracy %": percent(group.baseline)}
-    baseline = [_baseline_label(group), *(share.get(title, _NONE) for title in accuracy[0][1:])]
+    baseline = (column.baseline(group) for column in columns(group) if not column.cost)
     return {
-        "accuracy": [*accuracy, baseline],
+        "accuracy": [*accuracy, [_baseline_label(group), *baseline]],
         "seeds": by_seed(group),
         "cost": cost,
         "length": _by_length(group),
@@ -196,6 +196,7 @@ COLUMNS: tuple[Column, ...] = (
         lambda r: _interval_text(r.accuracy),
         lambda r: r.accuracy.value,
         "share of evaluation rows answered right, with half of its 95 % interval",
+        baseline=lambda group: percent(group.baseline),
     ),
     Column("eval s", lambda r: f"{r.eval_seconds:,.1f}", lambda r: r.eval_seconds, "wall time of evaluation"),
     Column(
@@ -203,6 +204,7 @@ COLUMNS: tuple[Column, ...] = (
         lambda r: _interval_text(r.f1) if r.f1 else _NONE,
         lambda r: r.f1.value if r.f1 else None,
         "F1 of label 1 for two classes, else the mean over classes, with half of its 95 % interval",
+        optional=True,
     ),
     Column(
         "ECE %",
@@ -221,9 +223,10 @@ COLUMNS: tuple[Column, ...] = (
     Column(
         "transfer s",
         lambda r: f"{r.transfer_seconds:,.1f}" if r.transfer_seconds else _NONE,
-        lambda r: r.transfer_seconds,
+        lambda r: r.transfer_seconds or None,
         "part of the training time in which the mechanism's own state learnt to match dense attention",
         cost=True,
+        optional=True,
     ),
     Column(
         "parameters",

@@ -78,7 +78,7 @@ def _template() -> Template:
 
 def _section(group: Group) -> dict[str, Any]:
     found, labels = disagreements(group), [row.label for row in group.rows]
-    large = 2 if any(sentence.startswith("Choose ") for sentence in group.verdict[1:2]) else 1
+    large = 2 if group.choice is not None and len(group.tied) > 1 else 1  # the standing, and what to choose
     return {
         "group": group,
         "ran": _what_ran(group),
