@@ -36,6 +36,7 @@ from transformers import (
     PreTrainedTokenizerBase,
     RobertaConfig,
 )
+from transformers.utils import cached_file
 
 from bakeoff import env
 from bakeoff.attention import resolve_options
@@ -202,14 +203,22 @@ def load_weights(
 
 
 def _refuse_detours(base: str | Path) -> None:
-    """Of a folder, only its own safetensors are read: no pickled shards, and no adapter's base elsewhere."""
-    folder = Path(resolve(base))
-    index = folder / "model.safetensors.index.json"
-    shards = {*json.loads(index.read_text())["weight_map"].values()} if index.is_file() else set()
+    """Only its own safetensors are read: no pickled shards, and no adapter's base elsewhere."""
+
+    def found(name: str) -> str | None:
+        return cached_file(
+            resolve(base),
+            name,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+        )
+
+    index = found("model.safetensors.index.json")
+    shards = {*json.loads(Path(index).read_text())["weight_map"].values()} if index else set()
     for name in sorted(shards):
         if Path(name).name != name or not name.endswith(".safetensors"):
             raise BakeoffError(f"{index} names {name!r}, which is no safetensors file beside it.")
-    if (folder / "adapter_config.json").exists():
+    if found("adapter_config.json"):
         raise BakeoffError(f"{base} is an adapter; merge it with its base (merge_and_unload) and save that.")
 
 

@@ -24,6 +24,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 from transformers import (
+    CONFIG_MAPPING,
     AttentionInterface,
     AttentionMaskInterface,
     AutoConfig,
@@ -75,6 +76,26 @@ PROJECTIONS: dict[str, tuple[str, ...]] = {
 }
 
 
+def _of_encoder(name: str) -> property:
+    """A number of the family's config by the name that most families have for it: DeepSpeed and PEFT ask."""
+
+    def key(config: BakeoffConfig) -> str:
+        if not config.encoder:
+            raise AttributeError(name)
+        named = CONFIG_MAPPING[config.encoder["model_type"]].attribute_map
+        return str(named.get(name, name))
+
+    def read(config: BakeoffConfig) -> Any:
+        if (own := key(config)) not in config.encoder:  # type: ignore[operator]
+            raise AttributeError(name)
+        return config.encoder[own]  # type: ignore[index]
+
+    def write(config: BakeoffConfig, value: Any) -> None:
+        config.encoder = {**(config.encoder or {}), key(config): value}
+
+    return property(read, write)
+
+
 class BakeoffConfig(PreTrainedConfig):
     """The family's config as a plain mapping, and the attention that replaces its own.
 
@@ -88,6 +109,10 @@ class BakeoffConfig(PreTrainedConfig):
     """
 
     model_type = NAME
+    vocab_size = _of_encoder("vocab_size")
+    hidden_size = _of_encoder("hidden_size")
+    num_hidden_layers = _of_encoder("num_hidden_layers")
+    num_attention_heads = _of_encoder("num_attention_heads")
 
     def __init__(
         self,
@@ -435,6 +460,8 @@ def _find_rows(packs: bool, encoder: PreTrainedModel, args: tuple[Any, ...], kwa
     first_only = kwargs.pop("first_only", False)
     if "rows" in kwargs:  # given by who traces, and has seen to it that they are right
         return args, kwargs
+    if torch.jit.is_tracing():
+        raise BakeoffError("torch.jit.trace gives a graph for one batch's padding only; use bakeoff export.")
     # Someone who reads what is between the layers expects it in its places.
     shown = kwargs.get("output_hidden_states") or encoder.config.output_hidden_states
     looks = packs and not shown and not torch.compiler.is_compiling()
@@ -464,11 +491,15 @@ def _enter_packed(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, An
 
 
 def _leave_packed(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-    """After the last layer: back to (B, N) places."""
+    """After the last layer: back to (B, N) places, but where each row's first token is all that is left."""
     rows = kwargs.get("rows")
-    if not isinstance(rows, Packed) or rows.first_only:
+    if not isinstance(rows, Packed):
         return None
-    return rows.unpack(output) if isinstance(output, Tensor) else (rows.unpack(output[0]), *output[1:])
+    hidden, *others = (output,) if isinstance(output, Tensor) else output
+    # A layer that is compiled by itself loses the mark that says so, and keeps all tokens.
+    if rows.first_only and hidden.shape[:2] == (len(rows.lengths), 1):
+        return None
+    return rows.unpack(hidden) if isinstance(output, Tensor) else (rows.unpack(hidden), *others)
 
 
 def _mark_first_tokens(
@@ -526,11 +557,24 @@ class _Bakeoff(PreTrainedModel):
                 layer.register_forward_pre_hook(_enter_packed, with_kwargs=True)
             layers[-1].register_forward_hook(_leave_packed, with_kwargs=True)
         residual = FIRST_ONLY.get(self.model.config.model_type)
-        self.first_only = packs and self.classifies and residual is not None
-        if self.first_only:
+        heads = [name for name, module in self.model.named_children() if module is not self.model.base_model]
+        if getattr(self.model.base_model, "pooler", None) is not None:
+            heads.append(f"{self.model.base_model_prefix}.pooler")
+        self._heads = {name: type(self.model.get_submodule(name)) for name in heads}
+        self._keeps_first = packs and self.classifies and residual is not None
+        if self._keeps_first:
             attention = self.model.get_submodule(self.sites[-1].path)
             attention.register_forward_hook(_mark_first_tokens, with_kwargs=True)
             layers[-1].get_submodule(str(residual)).register_forward_pre_hook(_keep_first_tokens)
+
+    @property
+    def first_only(self) -> bool:
+        """Whether only each row's first token is read of the last layer, as by the family's own head."""
+        if not self._keeps_first:
+            return False
+        heads = ((self.model.get_submodule(name), kind) for name, kind in self._heads.items())
+        # PEFT wraps a head that is trained in full.
+        return all(type(getattr(head, "original_module", head)) is kind for head, kind in heads)
 
     def _install(self, site: Site, mechanism: mechanisms.Attention) -> None:
         mechanism.dropout = self.config.attention_dropout
@@ -543,6 +587,11 @@ class _Bakeoff(PreTrainedModel):
             module.add_module(name, _Later.of(module.get_submodule(name)))
         if mechanism.layer_inputs:
             module.register_forward_pre_hook(functools.partial(_hand_over_input, later), with_kwargs=True)
+
+    @property
+    def base_model(self) -> nn.Module:
+        """The family's encoder, without its head."""
+        return self.model.base_model
 
     def mechanisms(self) -> list[mechanisms.Attention]:
         """The mechanism of each attention layer, in order."""
@@ -573,8 +622,7 @@ class _Bakeoff(PreTrainedModel):
     def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Module:
         """As transformers'; the family's own config is told, or what is saved would not load."""
         embeddings = super().resize_token_embeddings(*args, **kwargs)
-        self.model.config.vocab_size = embeddings.num_embeddings
-        self.config.encoder = {**(self.config.encoder or {}), "vocab_size": embeddings.num_embeddings}
+        self.model.config.vocab_size = self.config.vocab_size = embeddings.num_embeddings
         return embeddings
 
     def get_output_embeddings(self) -> nn.Module | None:
@@ -590,26 +638,32 @@ class _Bakeoff(PreTrainedModel):
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
         labels: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
+        global_attention_mask: Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
-        """As the family's own model.
+        """As the family's own model. Trainer takes what is named here from a data set, and nothing else.
 
         Args:
             input_ids: (B, N) token ids.
             attention_mask: (B, N), 1 at real tokens; on either side. None: nothing is padded.
             token_type_ids: (B, N), for families that have them.
+            position_ids: (B, N), for families that take them.
             labels: (B,) classes, or (B, N) tokens for the masked-LM head.
             inputs_embeds: (B, N, E) in place of `input_ids`.
-            **kwargs: whatever the family takes; `global_attention_mask` (B, N) reaches longformer.
+            global_attention_mask: (B, N), not 0 at global tokens, for longformer.
+            **kwargs: whatever else the family takes.
         """
         given = {
             "input_ids": input_ids,
             "attention_mask": attention_mask,
             "token_type_ids": token_type_ids,
+            "position_ids": position_ids,
             "labels": labels,
             "inputs_embeds": inputs_embeds,
+            "global_attention_mask": global_attention_mask,
         }
         length = (input_ids if input_ids is not None else inputs_embeds).shape[1]  # type: ignore[union-attr]
         if length > self.max_tokens:
@@ -619,7 +673,16 @@ class _Bakeoff(PreTrainedModel):
             )
         if self.first_only:
             kwargs["first_only"] = True
-        return self.model(**{k: v for k, v in given.items() if v is not None}, **kwargs)
+        if self.config.output_hidden_states:
+            kwargs.setdefault("output_hidden_states", True)
+        if not self.config.return_dict:
+            kwargs.setdefault("return_dict", False)
+        if self.model.config.problem_type != self.config.problem_type:
+            self.model.config.problem_type = self.config.problem_type
+        output = self.model(**{k: v for k, v in given.items() if v is not None}, **kwargs)
+        if labels is not None:  # by which the family may have found it
+            self.config.problem_type = self.model.config.problem_type
+        return output
 
 
 class BakeoffForSequenceClassification(_Bakeoff):

@@ -124,7 +124,7 @@ class Longformer(Attention):
             out_BHGD = softmax_attention(q_g, k_BHND, v_BHND, allowed, scaling=scaling, dropout_p=dropout_p)
         elif hidden_BNE is None:
             raise ValueError("longformer with separate global projections needs the layer's input.")
-        elif rotary is None and not dropout_p and count <= self.layer.head_dim:
+        elif rotary is None and not dropout_p and count <= self.layer.head_dim and self._is_plain(hidden_BNE):
             out_BHGD = self._attend_unprojected(hidden_BNE, index_BG, allowed, scaling)
         else:
             q_g, k_g, v_g = self._project(hidden_BNE, index_BG, rotary)
@@ -136,6 +136,11 @@ class Longformer(Attention):
         )
         out = out.scatter(2, index_BG[:, None, :, None].expand_as(out_BHGD), out_BHGD)
         return zero_padding(out, length_B)
+
+    def _is_plain(self, hidden_BNE: Tensor) -> bool:
+        """Whether the projections are their weights: adapters and quantisation put others in their places."""
+        both = (self.key_global, self.value_global)
+        return all(type(p) is nn.Linear and p.weight.device == hidden_BNE.device for p in both)
 
     def _project(
         self, hidden_BNE: Tensor, index_BG: Tensor, rotary: tuple[Tensor, Tensor] | None
@@ -162,7 +167,8 @@ class Longformer(Attention):
 
         q · (W x + b) = (qᵀ W) x + q · b, whose last term is the same for all keys and cancels; and the
         weights sum to 1, so that Σ p (W x + b) = W (Σ p x) + b. A few queries then cost two small products
-        instead of two projections of the whole sequence. It holds without dropout and rotation only.
+        instead of two projections of the whole sequence. It holds without dropout and rotation only, and for
+        plain projections.
         """
         B, _, E = hidden_BNE.shape
         H, D, G = self.layer.num_heads, self.layer.head_dim, index_BG.shape[1]

@@ -33,14 +33,12 @@ def weights(mechanism: Attention, q_1HND: Tensor, k_1HND: Tensor, **given: Any) 
     C = -(-N // D)
     v_CND = torch.eye(N, C * D, dtype=q_1HND.dtype, device=q_1HND.device).unflatten(1, (C, D)).movedim(1, 0)
     if mechanism.projections():
-        # Global rows make their values themselves, with the weights of a projection unless keys are rotated.
+        # Global rows make their values themselves.
         kv = mechanism.layer.num_key_value_heads
         mechanism = copy.deepcopy(mechanism)
         to_values = mechanism.projections()[2]
         (name,) = (name for name, module in mechanism.named_children() if module is to_values)
         mechanism.add_module(name, _Values(v_CND.repeat(1, 1, kv)))
-        unrotated = (q_1HND.new_ones(1, N, D), q_1HND.new_zeros(1, N, D))
-        given["rotary"] = given.get("rotary") or unrotated
     given = {
         name: value.expand(C, *value.shape[1:]) if isinstance(value, Tensor) else value
         for name, value in given.items()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, SchedulerType, set_seed
@@ -103,6 +104,12 @@ def resolve(spec: RunSpec) -> tuple[RunSpec, checkpoints.Base]:
             raise unknown("report_to", tracker, INTEGRATION_TO_CALLBACK)
         if tracker not in get_available_reporting_integrations():
             raise BakeoffError(f"report_to {tracker}: it is not installed; pip install {tracker}.")
+    precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if precision != "no" and not (precision == "bf16" and spec.bf16):
+        raise BakeoffError(
+            f"accelerate's config asks for mixed precision {precision}; a run is in fp32, or with --bf16 in "
+            "bf16; make the two agree."
+        )
     rate, epochs = next(line[1:] for line in DEFAULTS if base.hidden_size <= line[0])
     resolved = dataclasses.replace(
         spec,
