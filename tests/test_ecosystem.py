@@ -40,7 +40,7 @@ def close(actual, expected):
 
 @pytest.mark.parametrize("family", ["bert", "roberta"])
 def test_layers_compiled_by_themselves_keep_every_row(folders, family):
-    """As `accelerate launch --dynamo_use_regional_compilation` compiles them."""
+    """The mark of what will be read of the last one does not leave its graph."""
     model, inputs = load(folders / family, "dense"), encoders.batch(B=3)
     with torch.no_grad():
         wanted = model(**inputs).logits
@@ -72,6 +72,16 @@ def test_what_stands_in_a_global_projection_s_place_is_called(folders, train):
             made.load_state_dict(own.state_dict())
             setattr(place, name, made)
     close(adapted.train(train)(**inputs).logits, plain.train(train)(**inputs).logits)
+
+
+@pytest.mark.parametrize("place", ["key_global", "value_global"])
+def test_a_hook_on_a_global_projection_is_called(folders, place):
+    model, inputs = load(folders / "bert", "longformer"), encoders.batch()
+    with torch.no_grad():
+        wanted = model(**inputs).logits
+        for mechanism in model.mechanisms():
+            getattr(mechanism, place).register_forward_hook(lambda module, args, output: output * 3)
+        assert (model(**inputs).logits - wanted).abs().max() > 1e-2
 
 
 @pytest.mark.parametrize("attention", sorted(ATTENTIONS))
@@ -161,6 +171,7 @@ def test_the_config_says_the_encoder_s_sizes(folders, family):
     sizes = [getattr(config, f"num_{what}") for what in ("hidden_layers", "attention_heads")]
     assert (config.hidden_size, config.vocab_size, *sizes) == (32, 60, 3, 4)
     assert not hasattr(BakeoffConfig(), "hidden_size")
+    assert not hasattr(BakeoffConfig(encoder={"model_type": "nope"}), "hidden_size")
     assert "hidden_size" not in config.to_dict()  # it stands in `encoder`, once
 
 

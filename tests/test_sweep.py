@@ -45,6 +45,14 @@ def study_of(folder):
     return optuna.load_study(study_name=folder.name, storage=f"sqlite:///{folder / sweep.DATABASE}")
 
 
+def test_the_report_needs_no_scikit_learn(tmp_path, monkeypatch):
+    study = optuna.create_study(direction="maximize")
+    study.optimize(lambda t: t.suggest_float("a", 0, 1) + t.suggest_int("b", 1, 3), n_trials=12)
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    sweep._write_report(study, tmp_path / sweep.REPORT)
+    assert "Hyperparameter Importances" in (tmp_path / sweep.REPORT).read_text()
+
+
 def test_a_sweep_searches_and_makes_the_best_again(shared, tmp_path):
     said, spec = [], SweepSpec.from_dict(values(shared, tmp_path / "sweep"))
     made = list(sweep.run(spec, progress=False, say=lambda spec, record: said.append(record)))

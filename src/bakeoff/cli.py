@@ -476,6 +476,7 @@ def export(
 def check(spec_file: SpecFile = None, *, flags: dict[str, Any]) -> None:
     """Validate a run without training it. The spec, the data, the encoder and its dispatch."""
     spec = _spec(spec_file, flags)
+    done = _finished(spec)
     _quiet()
     from bakeoff.training import preparation
 
@@ -496,7 +497,7 @@ def check(spec_file: SpecFile = None, *, flags: dict[str, Any]) -> None:
         "training": f"recipe {spec.recipe}, learning_rate {prepared.spec.learning_rate:g}, batch "
         f"{spec.per_device_train_batch_size} x {spec.gradient_accumulation_steps}, "
         f"{prepared.spec.num_train_epochs:g} epochs",
-        "done": "yes" if _finished(spec) else "no",
+        "done": "yes" if done else "no",
     }.items():
         table.add_row(_text(name, style="bold"), _text(value))
     out.print(table)

@@ -77,13 +77,12 @@ PROJECTIONS: dict[str, tuple[str, ...]] = {
 
 
 def _of_encoder(name: str) -> property:
-    """A number of the family's config by the name that most families have for it: DeepSpeed and PEFT ask."""
+    """A number of the family's config by the name that most have for it, as DeepSpeed asks for it."""
 
     def key(config: BakeoffConfig) -> str:
-        if not config.encoder:
+        if (family := (config.encoder or {}).get("model_type")) not in CONFIG_MAPPING:
             raise AttributeError(name)
-        named = CONFIG_MAPPING[config.encoder["model_type"]].attribute_map
-        return str(named.get(name, name))
+        return str(CONFIG_MAPPING[family].attribute_map.get(name, name))
 
     def read(config: BakeoffConfig) -> Any:
         if (own := key(config)) not in config.encoder:  # type: ignore[operator]
@@ -638,9 +637,9 @@ class _Bakeoff(PreTrainedModel):
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
-        position_ids: Tensor | None = None,
         labels: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
+        position_ids: Tensor | None = None,
         global_attention_mask: Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
@@ -650,9 +649,9 @@ class _Bakeoff(PreTrainedModel):
             input_ids: (B, N) token ids.
             attention_mask: (B, N), 1 at real tokens; on either side. None: nothing is padded.
             token_type_ids: (B, N), for families that have them.
-            position_ids: (B, N), for families that take them.
             labels: (B,) classes, or (B, N) tokens for the masked-LM head.
             inputs_embeds: (B, N, E) in place of `input_ids`.
+            position_ids: (B, N), for families that take them.
             global_attention_mask: (B, N), not 0 at global tokens, for longformer.
             **kwargs: whatever else the family takes.
         """

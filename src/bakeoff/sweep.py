@@ -365,12 +365,15 @@ def _ended(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
 
 def _write_report(study: optuna.Study, path: Path) -> None:
     """The search as one page: its course, what mattered, and each field against the outcome."""
+    import optuna
     from optuna import visualization
 
     plots = [visualization.plot_optimization_history(study), visualization.plot_slice(study)]
     trials = study.get_trials(deepcopy=False)
     if len({t.value for t in trials if t.state.name == "COMPLETE"}) > 1 and len(study.best_params) > 1:
-        plots.insert(1, visualization.plot_param_importances(study))
+        # The default of Optuna 4 needs scikit-learn.
+        evaluator = optuna.importance.PedAnovaImportanceEvaluator()
+        plots.insert(1, visualization.plot_param_importances(study, evaluator))
     parts = [plot.to_html(full_html=False, include_plotlyjs=index == 0) for index, plot in enumerate(plots)]
     page = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Sweep</title>{"".join(parts)}</html>'
     runs.write_texts(path.parent, {path.name: page})

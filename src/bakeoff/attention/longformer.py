@@ -124,7 +124,7 @@ class Longformer(Attention):
             out_BHGD = softmax_attention(q_g, k_BHND, v_BHND, allowed, scaling=scaling, dropout_p=dropout_p)
         elif hidden_BNE is None:
             raise ValueError("longformer with separate global projections needs the layer's input.")
-        elif rotary is None and not dropout_p and count <= self.layer.head_dim and self._is_plain(hidden_BNE):
+        elif rotary is None and not dropout_p and count <= self.layer.head_dim and self._is_plain():
             out_BHGD = self._attend_unprojected(hidden_BNE, index_BG, allowed, scaling)
         else:
             q_g, k_g, v_g = self._project(hidden_BNE, index_BG, rotary)
@@ -137,10 +137,15 @@ class Longformer(Attention):
         out = out.scatter(2, index_BG[:, None, :, None].expand_as(out_BHGD), out_BHGD)
         return zero_padding(out, length_B)
 
-    def _is_plain(self, hidden_BNE: Tensor) -> bool:
-        """Whether the projections are their weights: adapters and quantisation put others in their places."""
-        both = (self.key_global, self.value_global)
-        return all(type(p) is nn.Linear and p.weight.device == hidden_BNE.device for p in both)
+    def _is_plain(self) -> bool:
+        """Whether the projections are their weights.
+
+        Adapters and quantisation put others in their places; offloading, casting and pruning hook on to them.
+        """
+        return all(
+            type(p) is nn.Linear and not (p._forward_pre_hooks or p._forward_hooks or "forward" in vars(p))
+            for p in (self.key_global, self.value_global)
+        )
 
     def _project(
         self, hidden_BNE: Tensor, index_BG: Tensor, rotary: tuple[Tensor, Tensor] | None
