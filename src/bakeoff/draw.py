@@ -81,9 +81,8 @@ def mechanism(attention: AttentionSpec, length: int, seed: int = 0) -> Attention
     layer = Layer(0, 1, 1, HEAD_DIM, 3 * HEAD_DIM, length, seed)
     built = build(attention.name, layer, attention.options).double().eval()
     thirds = torch.eye(3 * HEAD_DIM).split(HEAD_DIM)
-    for third, projection in zip(
-        thirds, built.projections(), strict=False
-    ):  # of all three, or there are none
+    # A mechanism has projections of its own for all three, or none.
+    for third, projection in zip(thirds, built.projections(), strict=False):
         projection.load_state_dict({"weight": third, "bias": torch.zeros(HEAD_DIM)})
     return built
 
