@@ -11,11 +11,12 @@ import xml.etree.ElementTree as ElementTree
 import pytest
 import torch
 
-from bakeoff import bench, cli, packing
+from bakeoff import bench, cli
 from bakeoff.attention import ATTENTIONS
 from bakeoff.attention.base import Layer
 from bakeoff.attention.performer import Performer
 from bakeoff.bench import gate, measure, peers, picture, result, subjects, timing
+from bakeoff.encoder import packing
 from bakeoff.errors import BakeoffError
 from bakeoff.spec import AttentionSpec
 

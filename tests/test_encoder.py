@@ -12,9 +12,9 @@ import torch
 from transformers import AutoConfig, AutoModelForMaskedLM, AutoModelForSequenceClassification
 
 import encoders
-from bakeoff import checkpoints, encoder
+from bakeoff import checkpoints
 from bakeoff.attention import ATTENTIONS
-from bakeoff.encoder import BakeoffConfig, BakeoffForSequenceClassification
+from bakeoff.encoder import BakeoffConfig, BakeoffForSequenceClassification, discovery
 from bakeoff.errors import BakeoffError
 
 
@@ -146,7 +146,7 @@ def test_a_converted_encoder_is_not_converted_again(folders):
 
 def test_models_load_in_threads(folders):
     """Discovery runs the family with a recorder, which all share; a config of its own each has to be run."""
-    encoder._discovered.clear()
+    discovery._discovered.clear()
 
     def loaded(family):
         return load(folders / family, "linformer")(**encoders.batch()).logits.isfinite().all()

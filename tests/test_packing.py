@@ -4,10 +4,11 @@ import pytest
 import torch
 
 import encoders
-from bakeoff import checkpoints, packing
+from bakeoff import checkpoints
 from bakeoff.attention import ATTENTIONS, longformer
-from bakeoff.encoder import FIRST_ONLY
-from bakeoff.packing import align, pack
+from bakeoff.encoder import packing
+from bakeoff.encoder.families import FIRST_ONLY
+from bakeoff.encoder.packing import align, pack
 
 KEEP = torch.tensor([[1, 1, 1, 1, 1, 1], [1, 1, 0, 0, 0, 0], [0, 0, 0, 1, 1, 1], [1, 0, 1, 0, 0, 1]]).bool()
 

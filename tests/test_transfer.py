@@ -14,8 +14,9 @@ import torch
 
 import encoders
 import tiny
-from bakeoff import checkpoints, encode, encoder, recipes, runs, tasks
+from bakeoff import checkpoints, encode, recipes, runs, tasks
 from bakeoff.attention import ATTENTIONS
+from bakeoff.encoder import hooks
 from bakeoff.errors import BakeoffError
 from bakeoff.recipes import Recipe
 from bakeoff.training import callbacks, fine_tuning, preparation, train, transfer
@@ -105,7 +106,7 @@ def test_the_error_is_that_of_the_layers_outputs(tmp_path, family, attention, N,
         theirs.forward = both
         if ours.layer_inputs:
             dense.model.get_submodule(model.sites[index].path).register_forward_pre_hook(
-                functools.partial(encoder._hand_over_input, ()), with_kwargs=True
+                functools.partial(hooks.hand_over_input, ()), with_kwargs=True
             )
     with torch.no_grad():
         dense.eval()(**inputs)

@@ -40,18 +40,10 @@ from transformers.utils import cached_file
 
 from bakeoff import env
 from bakeoff.attention import resolve_options
-from bakeoff.encoder import (
-    NAME,
-    PROJECTIONS,
-    BakeoffConfig,
-    BakeoffForMaskedLM,
-    BakeoffForSequenceClassification,
-    build,
-    discover,
-    dispatched,
-    max_tokens,
-    position_embedding,
-)
+from bakeoff.encoder import NAME, BakeoffConfig, BakeoffForMaskedLM, BakeoffForSequenceClassification
+from bakeoff.encoder.discovery import discover, dispatched, max_tokens, position_embedding
+from bakeoff.encoder.families import PROJECTIONS
+from bakeoff.encoder.model import build
 from bakeoff.errors import BakeoffError, one_line
 
 Head = Literal["classification", "masked-lm"]
@@ -461,7 +453,7 @@ def _projections(family: str) -> tuple[str, ...]:
     if family not in PROJECTIONS:
         raise BakeoffError(
             f"longformer: where {family} keeps its query, key and value projections is not known; add a line "
-            "to PROJECTIONS in bakeoff/encoder.py, or use separate_global=false."
+            "to PROJECTIONS in bakeoff/encoder/families.py, or use separate_global=false."
         )
     return PROJECTIONS[family]
 

@@ -338,7 +338,7 @@ def convert(
     """Give a pretrained encoder another attention. Warm-started, and loadable by AutoModel."""
     _quiet()
     from bakeoff import checkpoints
-    from bakeoff.encoder import dispatched
+    from bakeoff.encoder.discovery import dispatched
     from bakeoff.errors import unknown
 
     if head not in checkpoints.HEADS:

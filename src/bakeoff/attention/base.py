@@ -7,8 +7,8 @@ Shapes are suffixes of names:
     M features                    K projected length
 
 A row's real tokens come first and padding last; `length_B` counts the real ones, and is None where nothing is
-padded. Padding that lies elsewhere is moved by the bridge (`packing.py`), once a forward pass, so that no
-mechanism has to. Nothing is called a mask, whose sign differs between libraries.
+padded. Padding that lies elsewhere is moved by the bridge (`encoder/packing.py`), once a forward pass, so
+that no mechanism has to. Nothing is called a mask, whose sign differs between libraries.
 
 The contract, tested for every mechanism:
 

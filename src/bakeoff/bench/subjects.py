@@ -18,7 +18,7 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from bakeoff.bench.spec import BenchSpec
 from bakeoff.encoder import NAME, BakeoffConfig, BakeoffForMaskedLM
-from bakeoff.packing import Packed
+from bakeoff.encoder.packing import Packed
 from bakeoff.spec import AttentionSpec
 
 Run = Callable[[Tensor], Tensor]  # hidden states or embeddings to the same shape: (B, N, E)

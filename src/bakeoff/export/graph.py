@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from bakeoff.bench import timing
 from bakeoff.checkpoints import load_weights
 from bakeoff.encoder import BakeoffForSequenceClassification
-from bakeoff.packing import Traced, to_front
+from bakeoff.encoder.packing import Traced, to_front
 
 #: Logits (B, classes) of the inputs that a tokenizer gives.
 Logits = Callable[[Mapping[str, Tensor]], Tensor]

@@ -136,6 +136,9 @@ class Packed:
         return self.token_T.device.type == "cpu" and len(self.token_T) >= ONE_BY_ONE * len(self.lengths)
 
 
+Rows = Aligned | Packed
+
+
 def align(keep_BN: Tensor) -> Aligned:
     """Rows of a batch whose real tokens are where `keep_BN` is True; no look at its values when compiling."""
     if torch.compiler.is_compiling() or bool((keep_BN[:, 1:] > keep_BN[:, :-1]).any()):
