@@ -15,6 +15,7 @@ from bakeoff import comparison as comparing
 from bakeoff import runs, stats
 from bakeoff.comparison import compare, verdict
 from bakeoff.errors import BakeoffError
+from bakeoff.metrics import METRICS
 from bakeoff.text import markdown_escape, p_text
 from fixture_runs import write_run
 
@@ -696,20 +697,31 @@ def test_seeds_of_one_file_under_two_names_are_one_line(tmp_path):
     assert (row.label, len(row.runs)) == ("dense", 2)
 
 
-def test_f1_is_shown_where_the_task_has_it(tmp_path):
-    write_run(tmp_path, "dense", range(40), names=("accuracy", "f1"))
+TITLED = [name for name, measure in METRICS.items() if measure.title]
+
+
+@pytest.mark.parametrize("name", TITLED)
+def test_a_metric_of_a_task_is_shown_with_its_interval(tmp_path, name):
+    write_run(tmp_path, "dense", range(40), names=("accuracy", name))
     group = group_of(tmp_path)
-    f1 = group.rows[0].f1
-    assert f1.value == pytest.approx(group.rows[0].runs[0].record.metrics["f1"].value)
-    assert f1.low < f1.value < f1.high
-    assert "F1 %" in comparing.render_markdown(compare(tmp_path))
+    assert group.rows[0].metrics.keys() == {"accuracy", name}
+    found = group.rows[0].metrics[name]
+    assert found.value == pytest.approx(group.rows[0].runs[0].record.metrics[name].value)
+    assert found.low < found.value < found.high
+    titles = {column.title for column in comparing.columns(group)}
+    assert titles & {METRICS[other].title for other in TITLED} == {
+        METRICS["accuracy"].title,
+        METRICS[name].title,
+    }
+    assert METRICS[name].title in comparing.render_markdown(compare(tmp_path))
 
 
 def test_f1_without_an_error_rests_on_the_rows_of_the_rarer_class(tmp_path):
     write_run(tmp_path, "dense", names=("accuracy", "f1"), positive=0.05)
     row = group_of(tmp_path).rows[0]
-    assert (row.f1.value, row.f1.high) == pytest.approx((1, 1), abs=1e-12)
-    assert row.f1.low == pytest.approx(20 / (20 + 1.96**2), abs=1e-4)  # Wilson's, of 20 out of 20
+    f1 = row.metrics["f1"]
+    assert (f1.value, f1.high) == pytest.approx((1, 1), abs=1e-12)
+    assert f1.low == pytest.approx(20 / (20 + 1.96**2), abs=1e-4)  # Wilson's, of 20 out of 20
     assert row.accuracy.low == pytest.approx(400 / (400 + 1.96**2), abs=1e-4)
 
 

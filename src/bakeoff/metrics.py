@@ -17,10 +17,22 @@ Integers = NDArray[np.int64]
 
 @dataclasses.dataclass(frozen=True)
 class Measure:
-    """How a metric is computed from labels and logits, and whether more of it is better."""
+    """A metric that is the mean of what each evaluation row adds, by which its interval is found.
 
-    of: Callable[[Integers, Floats], float]
-    higher_is_better: bool
+    Attributes:
+        of_rows: from labels and logits, shape (n,).
+        title: its heading in tables, which show a share in percent; None where no table does.
+        meaning: of that heading.
+        higher_is_better: whether more of it is better.
+        by_class: whether classes count alike, however rare: without an error, it rests on the rows of the
+            rarest.
+    """
+
+    of_rows: Callable[[Integers, Floats], Floats]
+    title: str | None = None
+    meaning: str = ""
+    higher_is_better: bool = True
+    by_class: bool = False
 
 
 def compute(names: Iterable[str], labels: ArrayLike, logits: ArrayLike) -> dict[str, Metric]:
@@ -31,7 +43,7 @@ def compute(names: Iterable[str], labels: ArrayLike, logits: ArrayLike) -> dict[
         if name not in METRICS:
             raise unknown("metric", name, METRICS)
         measure = METRICS[name]
-        metrics[name] = Metric(float(measure.of(y, z)), measure.higher_is_better)
+        metrics[name] = Metric(float(measure.of_rows(y, z).mean()), measure.higher_is_better)
     return metrics
 
 
@@ -117,23 +129,23 @@ def reliability(labels: ArrayLike, logits: ArrayLike, bins: int = 15) -> Reliabi
         return Reliability(counts, sure / counts, hits / counts)
 
 
-def _accuracy(labels: Integers, logits: Floats) -> float:
-    return float((predicted(logits) == labels).mean())
+def _right(labels: Integers, logits: Floats) -> Floats:
+    return (predicted(logits) == labels).astype(np.float64)
 
 
-def _f1(labels: Integers, logits: Floats) -> float:
-    return float(f1_of_rows(labels, predicted(logits), logits.shape[1]).mean())
+def _f1(labels: Integers, logits: Floats) -> Floats:
+    return f1_of_rows(labels, predicted(logits), logits.shape[1])
 
 
-def _loss(labels: Integers, logits: Floats) -> float:
+def _cross_entropy(labels: Integers, logits: Floats) -> Floats:
     from scipy.special import log_softmax
 
-    return float(-log_softmax(logits, axis=1)[np.arange(len(labels)), labels].mean())
+    return -log_softmax(logits, axis=1)[np.arange(len(labels)), labels]
 
 
 #: Every metric a task may name. A new one is a row here.
 METRICS: dict[str, Measure] = {
-    "accuracy": Measure(_accuracy, higher_is_better=True),
-    "f1": Measure(_f1, higher_is_better=True),
-    "loss": Measure(_loss, higher_is_better=False),
+    "accuracy": Measure(_right, "eval accuracy %", "share of evaluation rows answered right"),
+    "f1": Measure(_f1, "F1 %", "F1 of label 1 for two classes, else the mean over classes", by_class=True),
+    "loss": Measure(_cross_entropy, higher_is_better=False),
 }

@@ -148,9 +148,8 @@ def _row(label: str, seeds: tuple[Run, ...], baseline: float, lengths: Sequence[
         label=label,
         attention=plain(model.attention),
         runs=seeds,
-        accuracy=_accuracy(seeds),
-        by_length=tuple(_accuracy(seeds, among) for among in lengths),
-        f1=_f1(seeds) if "f1" in seeds[0].record.metrics else None,
+        metrics=_metrics(seeds),
+        by_length=tuple(_estimate([run.correct[among] for run in seeds]) for among in lengths),
         calibration_error=mean(lambda run: metrics.reliability(run.labels, run.logits).error),
         train_loss=mean(lambda run: math.nan if run.record.train_loss is None else run.record.train_loss),
         train_seconds=mean(lambda run: run.cost.train_seconds),
@@ -168,15 +167,16 @@ def _row(label: str, seeds: tuple[Run, ...], baseline: float, lengths: Sequence[
     )
 
 
-def _accuracy(seeds: Sequence[Run], among: NDArray[np.bool_] | None = None) -> Estimate:
-    """Over all evaluation rows, or those `among` is True for."""
-    return _estimate([run.correct if among is None else run.correct[among] for run in seeds])
-
-
-def _f1(seeds: Sequence[Run]) -> Estimate:
-    classes = seeds[0].logits.shape[1]
-    rarest = int(np.bincount(seeds[0].labels, minlength=classes).min())
-    return _estimate([metrics.f1_of_rows(run.labels, run.predicted, classes) for run in seeds], rarest)
+def _metrics(seeds: Sequence[Run]) -> dict[str, Estimate]:
+    first, wanted = seeds[0], {"accuracy", *seeds[0].record.metrics}
+    rarest = int(np.bincount(first.labels, minlength=first.logits.shape[1]).min())
+    return {
+        name: _estimate(
+            [measure.of_rows(run.labels, run.logits) for run in seeds], rarest if measure.by_class else None
+        )
+        for name, measure in metrics.METRICS.items()
+        if measure.title and name in wanted
+    }
 
 
 def _estimate(values: Sequence[NDArray[Any]], alike: int | None = None) -> Estimate:

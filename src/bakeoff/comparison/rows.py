@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,8 +76,7 @@ class Row:
     label: str
     attention: str
     runs: tuple[Run, ...]
-    accuracy: Estimate
-    f1: Estimate | None
+    metrics: Mapping[str, Estimate]  # accuracy, and what else of `METRICS` its task has and tables show
     calibration_error: float  # expected, as a share; NaN where a logit is not finite
     train_loss: float
     train_seconds: float
@@ -92,6 +92,11 @@ class Row:
     by_length: tuple[Estimate, ...]  # accuracy in each of the group's `lengths`
     fault: str | None  # "learned nothing: …" with the likely cause, where that is so
     to_best: stats.Difference | None = None  # best minus this, p adjusted by Holm; None for the best itself
+
+    @property
+    def accuracy(self) -> Estimate:
+        """What rows are ranked and tested by."""
+        return self.metrics["accuracy"]
 
     @property
     def title(self) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from bakeoff.comparison.rows import Comparison, Estimate, Group, Row
+from bakeoff.metrics import METRICS
 from bakeoff.text import markdown_escape, p_text, percent, plain
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ class Column:
 
 
 def columns(group: Group) -> list[Column]:
-    """The columns a group needs: F1 where the task has it, transfer where a run had it."""
+    """The columns a group needs: a metric where the task has it, transfer where a run had it."""
     return [
         column
         for column in COLUMNS
@@ -180,6 +181,18 @@ def _best_text(row: Row) -> str:
     return p_text(row.to_best.p) if row.to_best else "best"
 
 
+def _measured(name: str) -> Column:
+    """The column of a metric."""
+    measure = METRICS[name]
+    return Column(
+        str(measure.title),
+        lambda r: _interval_text(r.metrics[name]) if name in r.metrics else _NONE,
+        lambda r: r.metrics[name].value if name in r.metrics else None,
+        f"{measure.meaning}, with half of its 95 % interval",
+        optional=True,
+    )
+
+
 #: Every figure the tables show, in their order. The first four are those of the original study.
 COLUMNS: tuple[Column, ...] = (
     Column(
@@ -191,21 +204,9 @@ COLUMNS: tuple[Column, ...] = (
     Column(
         "train s", lambda r: f"{r.train_seconds:,.1f}", lambda r: r.train_seconds, "wall time of training"
     ),
-    Column(
-        "eval accuracy %",
-        lambda r: _interval_text(r.accuracy),
-        lambda r: r.accuracy.value,
-        "share of evaluation rows answered right, with half of its 95 % interval",
-        baseline=lambda group: percent(group.baseline),
-    ),
+    dataclasses.replace(_measured("accuracy"), baseline=lambda group: percent(group.baseline)),
     Column("eval s", lambda r: f"{r.eval_seconds:,.1f}", lambda r: r.eval_seconds, "wall time of evaluation"),
-    Column(
-        "F1 %",
-        lambda r: _interval_text(r.f1) if r.f1 else _NONE,
-        lambda r: r.f1.value if r.f1 else None,
-        "F1 of label 1 for two classes, else the mean over classes, with half of its 95 % interval",
-        optional=True,
-    ),
+    *(_measured(name) for name, measure in METRICS.items() if measure.title and name != "accuracy"),
     Column(
         "ECE %",
         lambda r: percent(r.calibration_error) if math.isfinite(r.calibration_error) else _NONE,

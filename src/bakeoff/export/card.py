@@ -238,10 +238,9 @@ def _data(run: Run, format: str) -> ModelCardData:
 
 
 def _metrics(run: Run, row: Any) -> list[tuple[str, str, str]]:
-    estimates = {"accuracy": row.accuracy, "f1": row.f1}
     shown = []
     for name, metric in run.record.metrics.items():
-        estimate = estimates.get(name)
+        estimate = row.metrics.get(name)
         if estimate is None:
             shown.append((_text(name), f"{metric.value:.4f}", "–"))
         else:
