@@ -28,6 +28,7 @@ SMALL = {
     "dense": {},
     "longformer": {"window": 8, "global_tokens": 2},
     "bigbird": {"block_size": 4, "num_random_blocks": 1},
+    "bigbird global": {"block_size": 4, "num_random_blocks": 1, "global_tokens": 9},
     "performer": {"num_features": 24, "global_tokens": 3},
     "performer alone": {"num_features": 24, "global_tokens": 0},
     "performer random": {"num_features": 24, "feature_map": "random", "global_tokens": 0},
@@ -239,12 +240,13 @@ def test_degenerate_cases_are_dense(name, length):
     close(attend(attention, *x, length), attend(make("dense"), *x, length))
 
 
-def test_bigbird_s_dense_rule_does_not_change_the_function():
+@pytest.mark.parametrize("name", ["bigbird", "bigbird global"])
+def test_bigbird_s_dense_rule_does_not_change_the_function(name):
     """Just below and above the length at which a pattern covers all, reference equality holds."""
-    attention = make("bigbird")
-    for N in range(12, 32):
+    attention = make(name)
+    for N in range(12, 40):
         x = inputs(1, N)
-        close(attend(attention, *x), expected("bigbird", attention, *x))
+        close(attend(attention, *x), expected(name, attention, *x))
 
 
 @pytest.mark.dense_rule
@@ -436,9 +438,8 @@ def test_no_quadratic_tensor(name):
 
     sizes = []
     for N in (512, 1024, 2048):
-        attention = make(
-            name, torch.float32, max_length=2048, **({"block_size": 16} if name == "bigbird" else {})
-        )
+        options = {"block_size": 16} if name.startswith("bigbird") else {}
+        attention = make(name, torch.float32, max_length=2048, **options)
         leaves = [t.requires_grad_() for t in inputs(1, N, torch.float32)]
         with Largest() as largest:
             attend(attention, *leaves).sum().backward()
@@ -454,7 +455,7 @@ def test_flops_are_those_counted_and_linear(name):
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
-    options = {"dense": {}, "longformer": {"window": 64}, "bigbird": {"block_size": 16}}.get(name, {})
+    options = {"longformer": {"window": 64}, "bigbird": {"block_size": 16}}.get(name.split()[0], {})
     ratios, counted = [], []
     for N in (1024, 2048):
         attention = make(name, torch.float32, max_length=2048, **options)
@@ -477,14 +478,18 @@ def test_state_round_trips_and_starts_as_declared(name):
     again = build(name.split()[0], replace(layer, seed=5), SMALL[name])
     again.load_state_dict(attention.state_dict())
     x = inputs(1, 60, torch.float32)
-    if name != "bigbird":  # its pattern is no state: it follows the seed, which the config keeps
+    if not name.startswith("bigbird"):  # its pattern is no state: it follows the seed, which the config keeps
         close(attend(again, *x), attend(attention, *x), 0)
 
 
 def test_options_are_checked():
     assert options_of("longformer") == {"window": 512, "global_tokens": 1, "separate_global": True}
     assert resolve_options("longformer", {"window": (8, 16)})["window"] == [8, 16]  # as JSON has it
-    assert resolve_options("bigbird", {"block_size": 16}) == {"block_size": 16, "num_random_blocks": 3}
+    assert resolve_options("bigbird", {"block_size": 16}) == {
+        "block_size": 16,
+        "num_random_blocks": 3,
+        "global_tokens": 1,
+    }
     for name, options, message in [
         ("longfromer", {}, "^unknown attention 'longfromer'. Did you mean 'longformer'"),
         ("longformer", {"windw": 3}, "^attention longformer: unknown option 'windw'. Did you mean 'window'"),
@@ -507,6 +512,7 @@ def test_options_are_checked():
         ("longformer", {"global_tokens": -1}, "longformer: global_tokens must not be negative, not -1."),
         ("bigbird", {"block_size": 0}, "bigbird: block_size is a number of tokens from 1 up, not 0."),
         ("bigbird", {"num_random_blocks": -1}, "bigbird: num_random_blocks must not be negative, not -1."),
+        ("bigbird", {"global_tokens": 0}, "bigbird: global_tokens is a number from 1 up, not 0."),
         ("performer", {"num_features": 0}, f"performer: {needs}0."),
         ("performer", {"num_features": 7}, f"performer: {needs}7."),
         (
@@ -670,6 +676,7 @@ def test_weights_hold_with_rotation_and_leave_the_mechanism_as_it_was():
         ("window", 5, 4 * H * D * 5 * 5),
         ("bigbird", 100, 4 * H * D * 100 * (4 * 6 + 8)),
         ("bigbird", 20, 4 * H * D * 20 * 20),
+        ("bigbird global", 100, 4 * H * D * 100 * (4 * 8 + 4 * 4)),
         ("performer alone", 100, H * 100 * 4 * 24 * (D / 2 + D + 1)),
         ("performer", 100, H * 100 * (4 * 24 * (D / 2 + D + 1) + 8 * D * 3)),
         ("performer random, global", 100, H * 100 * (4 * 24 * (D + D + 1) + 8 * D * 3)),
@@ -685,7 +692,14 @@ def test_flops_by_hand(name, n, flops):
 
 @pytest.mark.parametrize(
     ("name", "longest"),
-    [("longformer", 5), ("window", 5), ("bigbird", 20), ("performer", 3), ("linformer", 11)],
+    [
+        ("longformer", 5),
+        ("window", 5),
+        ("bigbird", 20),
+        ("bigbird global", 28),
+        ("performer", 3),
+        ("linformer", 11),
+    ],
 )
 def test_a_pattern_is_dense_up_to_a_length(name, longest):
     assert [make(name).covers(n) for n in (longest - 1, longest, longest + 1)] == [True, True, False]
@@ -786,6 +800,7 @@ def test_a_mechanism_built_by_hand_has_the_same_defaults(name):
         ("window", {"radius": 4}, 513, {1: 64, 32: 64, 33: 96}),
         ("window", {"radius": 4}, 512, {1: 1}),
         ("bigbird", {}, 128, {1: 8, 4: 8, 5: 12, 8: 12, 9: 16}),
+        ("bigbird global", {}, 128, {1: 16, 4: 16, 5: 20}),
         ("performer", {}, 128, {1: 4, 9: 12}),
         ("linformer", {}, 128, {1: 4, 9: 12}),
     ],

@@ -123,7 +123,7 @@ def test_bigbird_at_the_length_where_the_peer_draws_its_last_block():
     built, embeddings, row_lengths = pair(spec, PEERS["transformers bigbird"])
     assert "rows without padding only" in gate.equal_to_peer(spec, built, embeddings, row_lengths)
     with pytest.raises(BakeoffError, match="padded from 1000 to 1024"):
-        built.peer.check("bert", {"block_size": 32, "num_random_blocks": 2}, 1000)
+        built.peer.check("bert", {"block_size": 32, "num_random_blocks": 2, "global_tokens": 1}, 1000)
 
 
 @pytest.mark.parametrize("attention", SMALL)
@@ -314,6 +314,10 @@ def test_bad_input_gives_one_line(call, tmp_path, monkeypatch):
         (
             ["--lengths", "704", "--attentions", "bigbird", "--against", "transformers"],
             "lengths start above 704",
+        ),
+        (
+            ["--lengths", "1024", "--attentions", "bigbird:global_tokens=65", "--against", "transformers"],
+            "global_tokens of 64 or less",
         ),
         (
             ["--encoder", "modernbert", "--attentions", "longformer", "--against", "transformers"],

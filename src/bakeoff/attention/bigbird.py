@@ -3,12 +3,13 @@
 Zaheer et al., 2020, "Big Bird: Transformers for Longer Sequences", https://arxiv.org/abs/2007.14062,
 section 2 and appendix D (internal transformer construction, blocked). With tokens in blocks of S:
 
-- the first and the last block are global: they attend to all blocks, and all blocks attend to them;
+- the first g blocks and the last one are global: they attend to all blocks, and all blocks attend to them;
 - block i attends to blocks i - 1, i and i + 1;
 - block i attends to R random blocks, drawn a head, outside of those.
 
-Cost: 4 H D N S (5 + R) operations and O(N) memory, where dense attention takes 4 H D N²; and H (N / S)²
-integers to draw the random blocks from.
+Cost: 4 H D N S (5 + 2 g + R) operations and O(N) memory, where dense attention takes 4 H D N²; and H (N / S)²
+integers to draw the random blocks from. The authors and transformers have g = 1; more are for a question that
+every part of a text has to see.
 
 Differs from transformers' implementation, in which every "random" block is block 0 outside of training,
 the last global block may be padding, one short input switches the model to dense attention for good, and
@@ -52,17 +53,28 @@ class BigBird(Attention):
         layer: the layer's geometry.
         block_size: tokens a block (S).
         num_random_blocks: random blocks a query block and head (R).
+        global_tokens: a row's first tokens, which are global in whole blocks: g is as many as hold them.
     """
 
     paper = "https://arxiv.org/abs/2007.14062"
 
-    def __init__(self, layer: Layer, *, block_size: int = 64, num_random_blocks: int = 3) -> None:
+    def __init__(
+        self, layer: Layer, *, block_size: int = 64, num_random_blocks: int = 3, global_tokens: int = 1
+    ) -> None:
         super().__init__(layer)
         if block_size < 1:
             raise BakeoffError(f"bigbird: block_size is a number of tokens from 1 up, not {block_size}.")
         if num_random_blocks < 0:
             raise BakeoffError(f"bigbird: num_random_blocks must not be negative, not {num_random_blocks}.")
+        if global_tokens < 1:
+            raise BakeoffError(f"bigbird: global_tokens is a number from 1 up, not {global_tokens}.")
         self.block_size, self.num_random_blocks = block_size, num_random_blocks
+        self.global_tokens = global_tokens
+
+    @property
+    def first_blocks(self) -> int:
+        """Global blocks at a row's beginning (g)."""
+        return -(-self.global_tokens // self.block_size)
 
     def forward(
         self,
@@ -82,7 +94,7 @@ class BigBird(Attention):
         S = self.block_size
         blocks = -(-N // S)
         if flex.applies(q_BHND, dropout_p):
-            mask = _mask(self.attended_blocks, S, B, N, length_B, q_BHND.device)
+            mask = _mask(self.attended_blocks, self.first_blocks, S, B, N, length_B, q_BHND.device)
             return zero_padding(flex.attend(q_BHND, k_BHND, v_BHND, mask, scaling=scaling), length_B)
         lengths_B = torch.full((B,), N, device=q_BHND.device) if length_B is None else length_B
         blocks_B = (lengths_B + S - 1) // S
@@ -119,44 +131,44 @@ class BigBird(Attention):
             )  # fmt: skip
         out = torch.cat(outs).view(B, H, blocks, S, D)
 
-        # The two global blocks attend to the whole row.
-        ends_BT = torch.stack((torch.zeros_like(blocks_B), (blocks_B - 1).clamp(min=0)), dim=1)
+        # The global blocks attend to the whole row.
+        g, last_B = self.first_blocks, (blocks_B - 1).clamp(min=0)
         row, head = (torch.arange(n, device=q_BHND.device) for n in (B, H))
-        q_ends = q_BHISD[row[:, None, None], head[:, None], ends_BT[:, None]].flatten(2, 3)  # (B, H, 2 S, D)
+        q_last = q_BHISD[row[:, None], head, last_B[:, None]]  # (B, H, S, D)
+        q_ends = torch.cat((q_BHISD[:, :, :g].flatten(2, 3), q_last), dim=2)
         real = None if length_B is None else real_tokens(length_B, N)[:, None, None, :]
         out_ends = softmax_attention(
             q_ends, k_BHND, v_BHND, real, scaling=scaling, dropout_p=dropout_p
-        ).unflatten(2, (2, S))
+        ).unflatten(2, (g + 1, S))
         block = torch.arange(blocks, device=q_BHND.device)[:, None, None]
-        is_first, is_last = (block == ends_BT[:, None, t, None, None, None] for t in (0, 1))
-        out = torch.where(is_last, out_ends[:, :, 1:], out)
-        out = torch.where(is_first, out_ends[:, :, :1], out)  # second, for rows of one block
+        out = torch.where(block == last_B[:, None, None, None, None], out_ends[:, :, g:], out)
+        out = torch.cat((out_ends[:, :, :g], out[:, :, g:]), dim=2)  # second, for rows of g blocks or fewer
         return zero_padding(out.flatten(2, 3).narrow(2, 0, N), length_B)
 
     def attended_blocks(self, blocks_B: Tensor, blocks: int) -> tuple[Tensor, Tensor]:
         """Which key blocks each query block attends to in rows of `blocks_B` blocks, padded to `blocks`.
 
         Returns:
-            indices (B, H, blocks, A) with A = 5 + R, and whether a slot counts (B, blocks, A): a block that
-            appears twice counts once. The rows of the two global blocks are not used.
+            indices (B, H, blocks, A) with A = 4 + g + R, and whether a slot counts (B, blocks, A): a block
+            that appears twice counts once. The rows of the global blocks are not used.
         """
-        H, R = self.layer.num_heads, self.num_random_blocks
+        H, R, g = self.layer.num_heads, self.num_random_blocks, self.first_blocks
         device = blocks_B.device
         B = blocks_B.shape[0]
         i = torch.arange(blocks, device=device)
         last = (blocks_B - 1).clamp(min=0)[:, None]  # (B, 1)
 
-        first_BI = torch.zeros(B, blocks, dtype=torch.long, device=device)
+        first = torch.arange(g, device=device).expand(B, blocks, -1)
         window = torch.stack([(i + step).expand(B, -1) for step in (-1, 0, 1)], dim=-1)
-        in_window = (window > 0) & (window < last[..., None])
+        in_window = (window >= g) & (window < last[..., None])
         fixed_BIA = torch.cat(
-            (torch.stack((first_BI, last.expand(-1, blocks)), -1), window.clamp(0, blocks - 1)), -1
+            (first, last[..., None].expand(-1, blocks, -1), window.clamp(0, blocks - 1)), -1
         )
-        # The first block is the last one too only in rows that are not used.
-        valid_BIA = torch.cat((torch.ones_like(in_window[..., :2]), in_window), -1)
+        # Rows of which one of the first blocks is the last one are all global, and not used.
+        valid_BIA = torch.cat((torch.ones_like(fixed_BIA[..., : g + 1], dtype=torch.bool), in_window), -1)
 
         j = i[None, None, :]
-        eligible = (j > 0) & (j < last[..., None]) & ((i[:, None] - j).abs() > 1)  # (B, I, J)
+        eligible = (j >= g) & (j < last[..., None]) & ((i[:, None] - j).abs() > 1)  # (B, I, J)
         scores = _hash(self.layer.seed, self.layer.index, H, blocks, device)
         scores = scores[None].masked_fill(~eligible[:, None], -1)
         if is_exporting():  # of fewer than R blocks there are none to draw
@@ -168,26 +180,26 @@ class BigBird(Attention):
         return attended, torch.cat((valid_BIA, random_valid), -1)
 
     def flops(self, n: int) -> float:
-        """4 H D n S (5 + R) and the two global blocks' rows; dense where the pattern covers all."""
+        """4 H D n S (4 + g + R) and the global blocks' rows; dense where the pattern covers all."""
         if self.covers(n):
             return self.full_flops(n)
-        S = self.block_size
-        return (
-            4.0 * self.layer.num_heads * self.layer.head_dim * n * (S * (5 + self.num_random_blocks) + 2 * S)
-        )
+        g, R = self.first_blocks, self.num_random_blocks
+        keys = self.block_size * ((4 + g + R) + (g + 1))
+        return 4.0 * self.layer.num_heads * self.layer.head_dim * n * keys
 
     def covers(self, n: int) -> bool:
-        """With 4 + R blocks or fewer, fixed and random blocks are all blocks."""
-        return -(-n // self.block_size) <= 4 + self.num_random_blocks
+        """With 3 + g + R blocks or fewer, fixed and random blocks are all blocks."""
+        return -(-n // self.block_size) <= 3 + self.first_blocks + self.num_random_blocks
 
     def traced_length(self, n: int) -> int:
-        """Whole blocks, two or more."""
-        return (n + 2 * self.block_size - 1) // self.block_size * self.block_size
+        """Whole blocks, one more than the first g or more."""
+        return (n + (self.first_blocks + 1) * self.block_size - 1) // self.block_size * self.block_size
 
 
 @cached
 def _mask(
     attended_blocks: Callable[[Tensor, int], tuple[Tensor, Tensor]],
+    first_blocks: int,
     S: int,
     B: int,
     N: int,
@@ -199,7 +211,7 @@ def _mask(
     length_B = torch.full((B,), N, device=device) if length_B is None else length_B
     attended_BHIA, valid_BIA = attended_blocks((length_B + S - 1) // S, blocks)
     block = torch.arange(blocks, device=device)
-    is_end_BI = (block == 0) | (block == (length_B[:, None] - 1) // S)
+    is_end_BI = (block < first_blocks) | (block == (length_B[:, None] - 1) // S)
     # A slot that does not count writes what the first one does: block 0, which all attend to.
     counted_BHIA = attended_BHIA.where(valid_BIA[:, None], 0)
     pattern_BHIJ = torch.zeros(*attended_BHIA.shape[:3], blocks, dtype=torch.bool, device=device)

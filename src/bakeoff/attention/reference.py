@@ -59,14 +59,14 @@ def longformer(
 def bigbird(attention: BigBird, q: Tensor, k: Tensor, v: Tensor, keep_BN: Tensor, scaling: float) -> Tensor:
     """Softmax over the keys of allowed blocks, blocks counted over each row's real tokens."""
     B, H, N, _ = q.shape
-    S, R = attention.block_size, attention.num_random_blocks
+    S, R, g = attention.block_size, attention.num_random_blocks, attention.first_blocks
     allowed = torch.zeros(B, H, N, N, dtype=torch.bool, device=q.device)
     for b in range(B):
         real = keep_BN[b].nonzero()[:, 0].tolist()
         blocks = -(-len(real) // S)
         for h in range(H):
             for i in range(blocks):
-                ends = {0, blocks - 1}
+                ends = {*range(min(g, blocks)), blocks - 1}
                 near = {i - 1, i, i + 1} & set(range(blocks))
                 rest = set(range(blocks)) - ends - near
                 draw = sorted(

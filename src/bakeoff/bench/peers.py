@@ -166,9 +166,11 @@ def _settings(config: Any) -> dict[str, Any]:
 
 
 def _bigbird_refuses(options: Mapping[str, Any], length: int) -> str | None:
-    size, drawn = options["block_size"], options["num_random_blocks"]
-    if isinstance(size, list) or isinstance(drawn, list):
-        return "one block_size and num_random_blocks for all layers."
+    size, drawn, ends = (options[name] for name in ("block_size", "num_random_blocks", "global_tokens"))
+    if any(isinstance(value, list) for value in (size, drawn, ends)):
+        return "one block_size, num_random_blocks and global_tokens for all layers."
+    if ends > size:
+        return f"its global blocks are the first and the last one: global_tokens of {size} or less."
     if drawn < 1:
         return "it needs a random block (num_random_blocks)."
     if length <= (5 + 2 * drawn) * size:
