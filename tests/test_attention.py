@@ -438,8 +438,8 @@ def test_no_quadratic_tensor(name):
 
     sizes = []
     for N in (512, 1024, 2048):
-        options = {"block_size": 16} if name.startswith("bigbird") else {}
-        attention = make(name, torch.float32, max_length=2048, **options)
+        options = {"bigbird": {"block_size": 16}, "bigbird global": {"block_size": 16, "global_tokens": 40}}
+        attention = make(name, torch.float32, max_length=2048, **options.get(name, {}))
         leaves = [t.requires_grad_() for t in inputs(1, N, torch.float32)]
         with Largest() as largest:
             attend(attention, *leaves).sum().backward()
@@ -455,7 +455,11 @@ def test_flops_are_those_counted_and_linear(name):
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
-    options = {"longformer": {"window": 64}, "bigbird": {"block_size": 16}}.get(name.split()[0], {})
+    options = {
+        "longformer": {"window": 64},
+        "bigbird": {"block_size": 16},
+        "bigbird global": {"block_size": 16, "global_tokens": 40},
+    }.get(name, {})
     ratios, counted = [], []
     for N in (1024, 2048):
         attention = make(name, torch.float32, max_length=2048, **options)

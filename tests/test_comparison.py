@@ -12,9 +12,10 @@ from rich.console import Console
 
 import fixture_runs
 from bakeoff import comparison as comparing
-from bakeoff import runs, stats
+from bakeoff import report, runs, stats
 from bakeoff.comparison import compare, verdict
 from bakeoff.errors import BakeoffError
+from bakeoff.export import card
 from bakeoff.metrics import METRICS
 from bakeoff.text import markdown_escape, p_text
 from fixture_runs import write_run
@@ -194,6 +195,7 @@ def test_json_is_plain_and_complete(bakeoff):
     sst2 = values["groups"][1]
     assert sst2["rows"][0]["seeds"] == [1, 2]
     assert sst2["rows"][0]["to_best"] is None
+    assert sst2["rows"][0]["metrics"]["accuracy"] == vars(bakeoff.groups[1].rows[0].accuracy)
     assert sst2["rows"][2]["to_best"]["value"] == pytest.approx(0.1)
     assert sst2["rows"][3]["fault"].startswith("learned nothing")
     assert len(values["failures"]) == 2
@@ -702,7 +704,7 @@ TITLED = [name for name, measure in METRICS.items() if measure.title]
 
 @pytest.mark.parametrize("name", TITLED)
 def test_a_metric_of_a_task_is_shown_with_its_interval(tmp_path, name):
-    write_run(tmp_path, "dense", range(40), names=("accuracy", name))
+    folder = write_run(tmp_path, "dense", range(40), names=("accuracy", name))
     group = group_of(tmp_path)
     assert group.rows[0].metrics.keys() == {"accuracy", name}
     found = group.rows[0].metrics[name]
@@ -713,7 +715,15 @@ def test_a_metric_of_a_task_is_shown_with_its_interval(tmp_path, name):
         METRICS["accuracy"].title,
         METRICS[name].title,
     }
-    assert METRICS[name].title in comparing.render_markdown(compare(tmp_path))
+    for path in report.write(tmp_path, tmp_path / "report")[:2]:
+        assert METRICS[name].title in path.read_text(encoding="utf-8")
+    card.write(
+        tmp_path / "README.md", folder, "onnx",
+        columns=1, difference=0.0, speed=[], note="", environment={"device": "cpu", "threads": 1},
+    )  # fmt: skip
+    shown = [f"{100 * share:.2f}" for share in (found.value, found.low, found.high)]
+    line = f"| {name} | {shown[0]} % | {shown[1]} to {shown[2]} % |"
+    assert line in (tmp_path / "README.md").read_text(encoding="utf-8")
 
 
 def test_f1_without_an_error_rests_on_the_rows_of_the_rarer_class(tmp_path):

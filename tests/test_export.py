@@ -24,18 +24,20 @@ HOSTILE = "--- [x](http://a) | `b` <script>: {{ c }}\n# d"
 
 #: Family, mechanism, whether windows are computed as such at every length. Tracing is slow: no case twice.
 OTHER = {"longformer": "roberta", "linformer": "distilbert"}
-CASES = {name: (OTHER.get(name, "bert"), name, True) for name in encoders.SMALL}
-CASES["masked windows"] = ("bert", "longformer", False)
+CASES = {name: (OTHER.get(name, "bert"), name, True, {}) for name in encoders.SMALL}
+CASES["masked windows"] = ("bert", "longformer", False, {})
+CASES["three blocks first"] = ("bert", "bigbird", True, {"global_tokens": 5})
 
 
-def make(root, family="bert", attention="dense", **fields):
+def make(root, family="bert", attention="dense", options=None, **fields):
     """A run folder as training leaves it, its weights random and spread enough to matter."""
     layers = {"n_layers" if family == "distilbert" else "num_hidden_layers": 1}
     positions = LONGEST + 2 if family == "roberta" else LONGEST
     types = {"type_vocab_size": 1} if family == "roberta" else {}
     base = tiny.encoder(root / "base", family, max_position_embeddings=positions, **layers, **types)
     labels = fields.pop("labels", ("bad", "good"))
-    model = checkpoints.load(base, attention, attention_options=encoders.SMALL[attention], labels=labels)
+    options = encoders.SMALL[attention] | (options or {})
+    model = checkpoints.load(base, attention, attention_options=options, labels=labels)
     torch.manual_seed(1)
     with torch.no_grad():
         for mechanism in model.mechanisms():
@@ -60,9 +62,9 @@ def made(tmp_path_factory):
 
     def get(case):
         if case not in kept:
-            family, attention, windows = CASES[case]
+            family, attention, windows, options = CASES[case]
             root = tmp_path_factory.mktemp("case")
-            folder, programs = make(root, family, attention), []
+            folder, programs = make(root, family, attention, options), []
             trace = graph.trace
 
             def once(inputs):

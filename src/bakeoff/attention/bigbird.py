@@ -104,7 +104,7 @@ class BigBird(Attention):
         q_BHISD, k_BHISD, v_BHISD = (
             pad_tokens(x, blocks * S - N).unflatten(2, (blocks, S)) for x in (q_BHND, k_BHND, v_BHND)
         )
-        # Only a row's last block can be part padding, and it appears in its global slot alone, which is the
+        # Only a row's last block can be part padding, and it appears in global slots alone, which are the
         # same for every head; so one bias serves all heads.
         places_BIAS = attended_BHIA[:, 0, :, :, None] * S + torch.arange(S, device=q_BHND.device)
         within_BIAS = (places_BIAS < lengths_B[:, None, None, None]) & valid_BIA[..., None]
@@ -140,9 +140,10 @@ class BigBird(Attention):
         out_ends = softmax_attention(
             q_ends, k_BHND, v_BHND, real, scaling=scaling, dropout_p=dropout_p
         ).unflatten(2, (g + 1, S))
-        block = torch.arange(blocks, device=q_BHND.device)[:, None, None]
-        out = torch.where(block == last_B[:, None, None, None, None], out_ends[:, :, g:], out)
-        out = torch.cat((out_ends[:, :, :g], out[:, :, g:]), dim=2)  # second, for rows of g blocks or fewer
+        block = torch.arange(blocks, device=q_BHND.device)
+        is_end_BI = (block < g) | (block == last_B[:, None])
+        own = out_ends.index_select(2, block.clamp(max=g))
+        out = torch.where(is_end_BI[:, None, :, None, None], own, out)
         return zero_padding(out.flatten(2, 3).narrow(2, 0, N), length_B)
 
     def attended_blocks(self, blocks_B: Tensor, blocks: int) -> tuple[Tensor, Tensor]:

@@ -27,7 +27,7 @@ def _attend(
     global_attention_mask: Tensor | None = None,
     rows: Rows | None = None,
     layer_input: Mapping[str, Any] | None = None,
-    **kwargs: Any,  # what else a family passes: position_ids, sliding_window (see build), flash settings
+    **kwargs: Any,  # what else a family passes: position_ids, sliding_window (see `model.build`), flash
 ) -> tuple[Tensor, None]:
     """The attention function that transformers calls, on every converted layer."""
     mechanism = getattr(module, NAME, None)
