@@ -38,7 +38,8 @@ mutation: .venv/.test
 
 # Every study, hours on two cores; interrupted, it goes on where it stopped. MIRROR: a folder as in docs/data.md.
 studies: .venv/.demo
-	for study in qnli qnli-late qqp imdb imdb-late imdb-1024 sst2 ablation-plain ablation-transfer; do \
+	for study in qnli qnli-late qqp imdb imdb-late imdb-1024 sst2 ablation-qnli-global \
+	  ablation-qqp-global ablation-plain ablation-transfer; do \
 	  $(BIN)/bakeoff grid studies/$$study.yaml $(if $(MIRROR),--data-dir $(MIRROR)) || exit; done
 
 # The tables of README and docs, from the run records in runs/.
