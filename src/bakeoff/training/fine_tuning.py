@@ -30,10 +30,9 @@ from transformers import (
 
 from bakeoff import checkpoints, env, metrics, predict, recipes, runs
 from bakeoff.errors import BakeoffError, one_line
-from bakeoff.spec import RunSpec
 from bakeoff.training import interrupts, transfer
 from bakeoff.training.callbacks import WEIGHTS, Evaluations, Meter, StartFrom, StopAt, Watch
-from bakeoff.training.preparation import Prepared
+from bakeoff.training.preparation import Prepared, Resolved
 from bakeoff.training.trainer import LengthGroupedTrainer, arguments
 
 _CONVERTED = "converted"  # beside Trainer's own checkpoints: the model when its mechanism came into its place
@@ -85,7 +84,6 @@ class _Phases:
         self, prepared: Prepared, model: PreTrainedModel, folder: Path, progress: bool, watch: Watch | None
     ) -> None:
         spec = prepared.spec
-        assert spec.num_train_epochs is not None  # noqa: S101  # resolved
         batches = len(prepared.task.train.labels) / (spec.per_device_train_batch_size * env.processes())
         steps_per_epoch = math.ceil(math.ceil(batches) / spec.gradient_accumulation_steps)
         self.steps = math.ceil(spec.num_train_epochs * steps_per_epoch)
@@ -240,9 +238,7 @@ def _convert(
         raise _put_aside(folder, error) from error  # all of it: what its checkpoints took is not known
 
 
-def _arguments(spec: RunSpec, folder: Path, **batches: int) -> TrainingArguments:
-    assert spec.learning_rate is not None  # noqa: S101  # resolved
-    assert spec.num_train_epochs is not None  # noqa: S101
+def _arguments(spec: Resolved, folder: Path, **batches: int) -> TrainingArguments:
     return arguments(
         output_dir=str(folder),
         learning_rate=spec.learning_rate,

@@ -22,11 +22,20 @@ DEFAULTS: tuple[tuple[float, float, float], ...] = (
 )
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Resolved(RunSpec):
+    """A spec in which what the encoder decides is filled in."""
+
+    max_length: int
+    learning_rate: float
+    num_train_epochs: float
+
+
 @dataclasses.dataclass(frozen=True)
 class Prepared:
     """A run as it would be made, before anything is trained: what `check` shows and `run` starts from."""
 
-    spec: RunSpec  # resolved: no field is left to a default
+    spec: Resolved
     base: checkpoints.Base
     tokenizer: PreTrainedTokenizerBase
     task: tasks.LoadedTask
@@ -59,35 +68,34 @@ def prepare(spec: RunSpec, cache: Path | None = None) -> Prepared:
     Raises:
         BakeoffError: the encoder, its attention or the data are not to be had as asked.
     """
-    spec, base = resolve(spec)
-    task = tasks.load(spec)
-    tokenizer = checkpoints.load_tokenizer(spec.model_name_or_path)
-    assert spec.max_length is not None  # resolved  # noqa: S101
+    resolved, base = resolve(spec)
+    task = tasks.load(resolved)
+    tokenizer = checkpoints.load_tokenizer(resolved.model_name_or_path)
     special = encode.special_tokens(tokenizer, len(task.train.texts[0]))
-    if spec.max_length <= special:
+    if resolved.max_length <= special:
         raise BakeoffError(
-            f"max_length {spec.max_length}, but {special} tokens are special ones, which leaves no text; "
+            f"max_length {resolved.max_length}, but {special} tokens are special ones, which leaves no text; "
             "take more."
         )
     train, evaluation = (
-        encode.encode(part, tokenizer, spec.max_length, cache) for part in (task.train, task.eval)
+        encode.encode(part, tokenizer, resolved.max_length, cache) for part in (task.train, task.eval)
     )
     data = runs.Data(
         task=task.name,
         source=task.source,
         fingerprint=encode.fingerprint(task.train, task.eval),
         labels=task.labels,
-        max_length=spec.max_length,
+        max_length=resolved.max_length,
         sampled=task.sampled,
         splits={
             "train": encode.describe(train, task.train, task.labels),
             "eval": encode.describe(evaluation, task.eval, task.labels),
         },
     )
-    return Prepared(spec, base, tokenizer, task, train, evaluation, data)
+    return Prepared(resolved, base, tokenizer, task, train, evaluation, data)
 
 
-def resolve(spec: RunSpec) -> tuple[RunSpec, checkpoints.Base]:
+def resolve(spec: RunSpec) -> tuple[Resolved, checkpoints.Base]:
     """Fill in what the encoder decides: `max_length`, `learning_rate`, `num_train_epochs`."""
     base = checkpoints.inspect(spec.model_name_or_path, spec.attention.name, spec.attention.options)
     recipes.get(spec.recipe)
@@ -111,10 +119,9 @@ def resolve(spec: RunSpec) -> tuple[RunSpec, checkpoints.Base]:
             "bf16; make the two agree."
         )
     rate, epochs = next(line[1:] for line in DEFAULTS if base.hidden_size <= line[0])
-    resolved = dataclasses.replace(
-        spec,
-        max_length=max_length,
-        learning_rate=rate if spec.learning_rate is None else spec.learning_rate,
-        num_train_epochs=epochs if spec.num_train_epochs is None else spec.num_train_epochs,
-    )
-    return resolved, base
+    decided = {
+        "max_length": max_length,
+        "learning_rate": rate if spec.learning_rate is None else spec.learning_rate,
+        "num_train_epochs": epochs if spec.num_train_epochs is None else spec.num_train_epochs,
+    }
+    return Resolved(**vars(spec) | decided), base

@@ -113,7 +113,6 @@ def _train(
 ) -> runs.RunRecord:
     spec, task, tokenizer = prepared.spec, prepared.task, prepared.tokenizer
     rows, epochs = len(task.train.labels), spec.num_train_epochs
-    assert epochs is not None  # noqa: S101  # resolved
     if "tensorboard" in spec.report_to:  # by default it would lie among the checkpoints, and go with them
         os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder / "tensorboard")
     tuned = fine_tune(prepared, model, folder / CHECKPOINTS, progress=progress, watch=watch)
