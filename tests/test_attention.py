@@ -805,6 +805,9 @@ def test_a_mechanism_built_by_hand_has_the_same_defaults(name):
         ("window", {"radius": 4}, 512, {1: 1}),
         ("bigbird", {}, 128, {1: 8, 4: 8, 5: 12, 8: 12, 9: 16}),
         ("bigbird global", {}, 128, {1: 16, 4: 16, 5: 20}),
+        ("bigbird", {"global_tokens": 1_000_000}, 128, {1: 1, 9: 9}),  # computed densely
+        ("bigbird", {}, 20, {1: 1, 9: 9}),
+        ("bigbird", {}, 21, {1: 8, 9: 16}),
         ("performer", {}, 128, {1: 4, 9: 12}),
         ("linformer", {}, 128, {1: 4, 9: 12}),
     ],

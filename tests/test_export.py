@@ -27,6 +27,7 @@ OTHER = {"longformer": "roberta", "linformer": "distilbert"}
 CASES = {name: (OTHER.get(name, "bert"), name, True, {}) for name in encoders.SMALL}
 CASES["masked windows"] = ("bert", "longformer", False, {})
 CASES["three blocks first"] = ("bert", "bigbird", True, {"global_tokens": 5})
+CASES["all blocks first"] = ("bert", "bigbird", True, {"global_tokens": 1_000_000})
 
 
 def make(root, family="bert", attention="dense", options=None, **fields):

@@ -88,7 +88,7 @@ class BigBird(Attention):
     ) -> Tensor:
         """Attend; see `Attention.forward`."""
         B, H, N, D = q_BHND.shape
-        if not is_exporting() and self.covers(N):
+        if self.covers(self.layer.max_length if is_exporting() else N):  # a graph is one for all lengths
             # Every block attends to every block: the same function, without the copies.
             return row_attention(q_BHND, k_BHND, v_BHND, length_B, scaling=scaling, dropout_p=dropout_p)
         S = self.block_size
@@ -193,7 +193,9 @@ class BigBird(Attention):
         return -(-n // self.block_size) <= 3 + self.first_blocks + self.num_random_blocks
 
     def traced_length(self, n: int) -> int:
-        """Whole blocks, one more than the first g or more."""
+        """Whole blocks, one more than the first g or more; but where the longest sequence is covered."""
+        if self.covers(self.layer.max_length):
+            return n
         return (n + (self.first_blocks + 1) * self.block_size - 1) // self.block_size * self.block_size
 
 
